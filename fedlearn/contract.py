@@ -1,0 +1,279 @@
+"""What the two parties agree to (:class:`Contract`) and what each keeps to itself (:class:`PartyFile`).
+
+The contract is one TOML file that both sides hold. Its hash is taken over its meaning (canonical JSON), not its
+bytes, so comments and layout may differ. Everything private (paths, addresses, certificates) stands in each
+side's own party file. Unknown keys are errors in both.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import tomllib
+from datetime import UTC, date, datetime
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from fedlearn.errors import BadConfig, ContractExpired, FileMissing, UnknownKey
+
+Kind = Literal["number", "category"]
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,62}$")]
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Key(_Strict):
+    """How rows of the two sides are matched.
+
+    ``digits`` keeps the decimal digits only (phone numbers, national IDs); ``text`` applies Unicode NFKC, trims
+    and folds case; ``exact`` compares the text as it is.
+    """
+
+    column: str = Field(description="name of the key column in both tables")
+    normalise: Literal["digits", "text", "exact"] = "text"
+    duplicates: Literal["error", "first"] = "error"
+    nulls: Literal["error", "drop"] = "error"
+
+
+class Align(_Strict):
+    """Private set intersection: what each side learns of the other's list."""
+
+    mode: Literal["mutual", "one-sided", "cardinality"] = "mutual"
+    method: Literal["ecdh"] = "ecdh"
+    key: Key
+
+
+class Side(_Strict):
+    """One party: its name (which its certificate must carry) and the columns it brings."""
+
+    name: Name
+    features: dict[str, Kind] = Field(min_length=1, description="column name to kind")
+
+
+class Label(_Strict):
+    """The active side's label column and the text of its positive value."""
+
+    column: str
+    positive: str = "1"
+
+
+class Boost(_Strict):
+    """Gradient-boosted trees, binary logistic. Names follow XGBoost where it has one."""
+
+    trees: int = Field(100, ge=1, le=10_000)
+    depth: int = Field(4, ge=1, le=12)
+    learning_rate: float = Field(0.1, gt=0, le=1)
+    bins: int = Field(32, ge=2, le=255, description="bins per feature, not counting the one for missing values")
+    reg_lambda: float = Field(1.0, ge=0, description="L2 on leaf weights")
+    gamma: float = Field(0.0, ge=0, description="least gain of a split")
+    min_child_weight: float = Field(1.0, ge=0, description="least sum of hessians in a child")
+    min_child_size: int = Field(1, ge=1, description="least number of training rows in a child")
+    gradient_bits: int = Field(8, ge=2, le=16, description="bits of a quantised gradient, sign included")
+    routing: Literal["bits"] = "bits"
+    validation: float = Field(0.0, ge=0, le=0.5, description="share of rows kept out of training for early stopping")
+    early_stopping: int = Field(0, ge=0, description="trees without improvement before stopping; 0 never stops")
+    folds: int = Field(0, ge=0, le=20, description="cross-validation folds before the final fit; 0 for none")
+    seed: int = Field(0, ge=0, lt=2**63)
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Boost:
+        if self.early_stopping and not self.validation:
+            raise ValueError("early_stopping needs validation > 0")
+        if self.folds == 1:
+            raise ValueError("folds must be 0 or at least 2")
+        return self
+
+
+class Encryption(_Strict):
+    """The back end of the encrypted matrix-vector product."""
+
+    backend: Literal["lwe", "paillier"] = "lwe"
+    paillier_bits: int = Field(3072, ge=2048, le=8192)
+
+
+class Budget(_Strict):
+    """What the passive side allows in one session at most; it refuses what goes beyond."""
+
+    rows: int = Field(10_000_000, ge=1, description="rows a side may bring to alignment")
+    vectors: int = Field(200_000, ge=1, description="encrypted vectors that may be asked for")
+    kl_nats: float = Field(2.0**-20, gt=0, description="leakage of all noisy responses together")
+
+
+class Contract(_Strict):
+    """Everything that both sides agree to."""
+
+    version: Literal[1] = 1
+    name: Name
+    purpose: str = Field(min_length=10, description="why these data may be used, in words")
+    expires: date
+    active: Side
+    passive: Side
+    label: Label
+    align: Align
+    boost: Boost = Boost()
+    encryption: Encryption = Encryption()
+    budget: Budget = Budget()
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Contract:
+        if self.active.name == self.passive.name:
+            raise ValueError("active and passive must be two different parties")
+        if self.label.column in self.active.features:
+            raise ValueError("the label column cannot also be a feature")
+        return self
+
+    def hash(self) -> bytes:
+        """SHA-256 over the canonical JSON of all fields, defaults included."""
+        body = json.dumps(self.model_dump(mode="json"), sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(body.encode()).digest()
+
+    def check_not_expired(self) -> None:
+        """Raises ContractExpired after the contract's last day (UTC)."""
+        if datetime.now(UTC).date() > self.expires:
+            raise ContractExpired(f"contract {self.name!r} expired on {self.expires}")
+
+    def role_of(self, party: str) -> Literal["active", "passive"]:
+        """The role of a party. Raises BadConfig for a party that the contract does not name."""
+        if party == self.active.name:
+            return "active"
+        if party == self.passive.name:
+            return "passive"
+        raise BadConfig(
+            f"party {party!r} is not in contract {self.name!r}, "
+            f"which names {self.active.name!r} and {self.passive.name!r}"
+        )
+
+    def side(self, role: str) -> Side:
+        """The contract's entry for a role."""
+        return self.active if role == "active" else self.passive
+
+    def peer_of(self, party: str) -> str:
+        """The other party's name."""
+        return self.passive.name if self.role_of(party) == "active" else self.active.name
+
+
+class Data(_Strict):
+    """Where this party's table is. ``path`` is a CSV or Parquet file."""
+
+    path: Path
+    missing: tuple[str, ...] = Field(("", "NA", "NaN", "null"), description="texts that mean a missing value")
+
+
+class Network(_Strict):
+    """Either ``listen`` or ``connect`` (host:port), and how long to wait for the peer."""
+
+    listen: str | None = None
+    connect: str | None = None
+    connect_seconds: float = Field(60, gt=0)
+    silence_seconds: float = Field(15, gt=0)
+    step_seconds: float = Field(1800, gt=0)
+
+    @field_validator("listen", "connect")
+    @classmethod
+    def _host_port(cls, value: str | None) -> str | None:
+        if value is not None:
+            host, _, port = value.rpartition(":")
+            if not host or not port.isdigit() or not 0 < int(port) < 65536:
+                raise ValueError("must be host:port")
+        return value
+
+    @model_validator(mode="after")
+    def _one_of(self) -> Network:
+        if (self.listen is None) == (self.connect is None):
+            raise ValueError("exactly one of listen and connect must be given")
+        return self
+
+
+class Tls(_Strict):
+    """This party's certificate and key, and the authority that both sides trust (all PEM)."""
+
+    certificate: Path
+    key: Path
+    authority: Path
+
+
+class Output(_Strict):
+    """Where results go; the folder must not hold a result yet."""
+
+    folder: Path
+
+
+class PartyFile(_Strict):
+    """One party's private settings. Relative paths are taken from the file's own folder."""
+
+    party: Name
+    contract: Path
+    data: Data
+    network: Network
+    tls: Tls
+    output: Output
+
+
+T = TypeVar("T", bound=BaseModel)
+
+
+def load_contract(path: Path) -> Contract:
+    """Read and check a contract.
+
+    Raises:
+        FileMissing, BadConfig, UnknownKey: with the file and field.
+    """
+    return _validate(Contract, _read_toml(path), path)
+
+
+def load_party(path: Path, overrides: dict[str, Any] | None = None) -> PartyFile:
+    """Read and check a party file, with single fields overridden from the command line.
+
+    Args:
+        path: the TOML file; relative paths in it are taken from its folder.
+        overrides: dotted field name to value, for instance ``{"data.path": "new.csv"}``; relative paths in these
+            are taken from the working directory.
+
+    Raises:
+        FileMissing, BadConfig, UnknownKey: with the file and field.
+    """
+    raw = _read_toml(path)
+    for dotted, value in (overrides or {}).items():
+        table = raw
+        *parents, leaf = dotted.split(".")
+        for parent in parents:
+            table = table.setdefault(parent, {})
+        table[leaf] = str(value.absolute()) if isinstance(value, Path) else value
+    party = _validate(PartyFile, raw, path)
+    base = path.absolute().parent
+    return party.model_copy(
+        update={
+            "contract": base / party.contract,
+            "data": party.data.model_copy(update={"path": base / party.data.path}),
+            "tls": Tls(
+                certificate=base / party.tls.certificate,
+                key=base / party.tls.key,
+                authority=base / party.tls.authority,
+            ),
+            "output": Output(folder=base / party.output.folder),
+        }
+    )
+
+
+def _read_toml(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, IsADirectoryError, PermissionError) as error:
+        raise FileMissing(f"cannot read {path}: {error.strerror}") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise BadConfig(f"{path} is not valid TOML: {error}") from None
+
+
+def _validate(model: type[T], raw: dict[str, Any], path: Path) -> T:
+    try:
+        return model.model_validate(raw)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"]) or "(top level)"
+        if first["type"] == "extra_forbidden":
+            raise UnknownKey(f"{path} has an unknown key {where!r}") from None
+        raise BadConfig(f"{path}, field {where}: {first['msg'].removeprefix('Value error, ')}") from None

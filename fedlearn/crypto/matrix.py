@@ -1,0 +1,92 @@
+"""The holder's side of the encrypted product: matrices of small integers that do not change during a run."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedlearn.errors import OverBudget
+
+#: Largest entry of a dense matrix: keeps the transforms of :mod:`fedlearn.kernels.negacyclic` exact.
+LARGEST_ENTRY = 255
+
+
+@dataclass(frozen=True)
+class Indicator:
+    """One row per (feature, bin): 1 where the sample falls into the bin.
+
+    Attributes:
+        bins: uint8 (F, n), C-contiguous; the bin of each sample in each feature.
+        sizes: int64 (F,), number of bins of each feature.
+    """
+
+    bins: NDArray[np.uint8]
+    sizes: NDArray[np.int64]
+
+    @property
+    def offsets(self) -> NDArray[np.int64]:
+        """int64 (F + 1,): rows of feature f are offsets[f] to offsets[f + 1]."""
+        return np.concatenate([[0], np.cumsum(self.sizes)]).astype(np.int64)
+
+    @property
+    def rows(self) -> int:
+        """Number of rows R."""
+        return int(self.sizes.sum())
+
+    @property
+    def samples(self) -> int:
+        """Number of columns n."""
+        return int(self.bins.shape[1])
+
+    @property
+    def largest(self) -> int:
+        """Largest absolute entry."""
+        return 1
+
+    @property
+    def squares(self) -> int:
+        """Sum of the squares of all entries: each sample is in one bin of every feature."""
+        return int(self.bins.size)
+
+
+@dataclass(frozen=True)
+class Dense:
+    """Rows of small integers.
+
+    Attributes:
+        entries: int64 (R, n), absolute values at most :data:`LARGEST_ENTRY`.
+
+    Raises:
+        OverBudget: an entry is larger.
+    """
+
+    entries: NDArray[np.int64]
+
+    def __post_init__(self) -> None:
+        if self.entries.size and int(np.abs(self.entries).max()) > LARGEST_ENTRY:
+            raise OverBudget(f"matrix entries must not exceed {LARGEST_ENTRY} for the encrypted product to be exact")
+
+    @property
+    def rows(self) -> int:
+        """Number of rows R."""
+        return int(self.entries.shape[0])
+
+    @property
+    def samples(self) -> int:
+        """Number of columns n."""
+        return int(self.entries.shape[1])
+
+    @property
+    def largest(self) -> int:
+        """Largest absolute entry (its bound, so that the shape message says nothing of the data)."""
+        return LARGEST_ENTRY
+
+    @property
+    def squares(self) -> int:
+        """Bound on the sum of the squares of all entries."""
+        return self.entries.size * LARGEST_ENTRY**2
+
+
+Matrix = Indicator | Dense

@@ -1,0 +1,581 @@
+"""One party's rows, read and checked: a CSV or Parquet file, or columns in memory, to a :class:`PartyTable`.
+
+The steps, the same for files and for memory (:func:`_build`):
+
+1. read the named columns in chunks; every CSV cell arrives as text, so that identifiers keep leading zeros;
+2. convert each column strictly: a cell that is neither a number nor a missing value is an error, not a guess;
+3. normalise the identifiers, and refuse or drop (as the contract says) those that are null or repeated;
+4. check the label.
+
+Row numbers in messages count data rows from 1, in the order of the file; the header and blank lines do not count.
+"""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import hashlib
+import re
+import unicodedata
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, NamedTuple, TypeAlias
+
+import duckdb
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from fedlearn.contract import Data, Key, Kind, Label
+from fedlearn.errors import (
+    BadConfig,
+    BadLabel,
+    ColumnMissing,
+    DuplicateIds,
+    EmptyTable,
+    FileMissing,
+    NotFinite,
+    NotNumeric,
+    NullIds,
+    OverBudget,
+)
+
+Column: TypeAlias = npt.NDArray[np.float64] | pa.DictionaryArray
+
+_ASCII_SPACE = " \t\n\v\f\r\x1c\x1d\x1e\x1f"  # what str.strip() strips, so that both paths of `text` agree
+_DEFAULT_KEY = Key(column="id")
+
+
+@dataclass(frozen=True, eq=False)
+class PartyTable:
+    """One party's checked rows, in the order of its source. Never leaves this party.
+
+    Attributes:
+        ids: shape (n,), normalised identifiers, distinct and without nulls.
+        columns: feature name to values of shape (n,): a ``number`` is float64 with NaN for missing (never infinite);
+            a ``category`` is an Arrow dictionary<int32, string> with nulls for missing.
+        label: shape (n,), int8, 1 for the contract's positive value and 0 for the other; None without label.
+        skipped: rows that were left out of the source as the contract allows, by reason
+            (``null_ids``, ``duplicate_ids``).
+    """
+
+    ids: pa.StringArray
+    columns: dict[str, Column]
+    label: npt.NDArray[np.int8] | None = None
+    skipped: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def rows(self) -> int:
+        """The number of rows, n."""
+        return len(self.ids)
+
+    def take(self, indices: npt.NDArray[np.int64]) -> PartyTable:
+        """The rows at ``indices`` (int64, shape (m,), each in [0, n)), in that order."""
+        positions = pa.array(indices, pa.int64())
+        return replace(
+            self,
+            ids=self.ids.take(positions),
+            columns={
+                name: values[indices] if isinstance(values, np.ndarray) else values.take(positions)
+                for name, values in self.columns.items()
+            },
+            label=None if self.label is None else self.label[indices],
+        )
+
+    def fingerprint(self) -> bytes:
+        """SHA-256 over identifiers, columns and label: equal only for equal values in the same order.
+
+        It depends on values alone, not on how they lie in memory. It is a digest of low-entropy data, so it is
+        for this party's own records and must not be shown to the peer.
+        """
+        digest = hashlib.sha256(b"fedlearn table 1")
+        _feed(digest, "ids", self.ids)
+        for name in sorted(self.columns):
+            _feed(digest, f"column {name}", self.columns[name])
+        if self.label is not None:
+            _feed(digest, "label", self.label)
+        return digest.digest()
+
+
+def load_table(data: Data, key: Key, features: Mapping[str, Kind], label: Label | None, max_rows: int) -> PartyTable:
+    """Read a party's CSV (``.csv``, ``.csv.gz``) or Parquet (``.parquet``) file and check it.
+
+    A CSV file is UTF-8 with a header, quoted as RFC 4180 says, with comma, semicolon, tab or bar as delimiter. Text is
+    trimmed, except identifiers, which follow ``key.normalise``. An empty CSV cell is always missing.
+
+    Args:
+        data: the path, and the texts that mean a missing value.
+        key: the identifier column, and what to do with null and repeated identifiers.
+        features: columns to read, by kind, in the order in which they are kept.
+        label: the label column, or None where there is none (the passive side, and prediction).
+        max_rows: the most rows that the contract allows.
+
+    Raises:
+        FileMissing: no such file, or not readable.
+        BadConfig: not a CSV or Parquet file, or a column of a type that cannot be used.
+        ColumnMissing, EmptyTable, NullIds, DuplicateIds, NotNumeric, NotFinite, BadLabel: as their names say.
+        OverBudget: more than ``max_rows`` rows.
+    """
+    path = data.path
+    names = list(dict.fromkeys([key.column, *features, *([label.column] if label else [])]))
+    chunks = (
+        _Chunk(
+            ids=batch[key.column],
+            columns={name: batch[name] for name in features},
+            label=batch[label.column] if label else None,
+        )
+        for batch in _read(path, names)
+    )
+    return _build(chunks, str(path), key=key, features=features, label=label, missing=data.missing, max_rows=max_rows)
+
+
+def make_table(
+    ids: Any,
+    columns: Mapping[str, Any],
+    features: Mapping[str, Kind],
+    label_values: Any = None,
+    *,
+    key: Key = _DEFAULT_KEY,
+    positive: str = "1",
+    missing: Sequence[str] = (),
+    max_rows: int = 10_000_000,
+    source: str = "the table in memory",
+) -> PartyTable:
+    """A table of columns in memory, with the checks of :func:`load_table`.
+
+    Args:
+        ids: identifiers, shape (n,): text or whole numbers; a list, NumPy or Arrow array, or a pandas Series.
+        columns: name to values of shape (n,), of the same types; a pandas DataFrame will do. None and NaN are missing.
+        features: which of ``columns`` to take, by kind.
+        label_values: two distinct values, shape (n,), or None.
+        key: its column serves in messages only.
+        positive: the text of the label's positive value.
+        missing: texts that mean a missing value.
+        max_rows: the most rows allowed.
+        source: what messages call this table.
+
+    Raises:
+        BadConfig: columns of unequal length, or that cannot be converted.
+        ColumnMissing, EmptyTable, NullIds, DuplicateIds, NotNumeric, NotFinite, BadLabel, OverBudget: as above.
+    """
+    _check_columns(features, list(columns), source)
+    label = None if label_values is None else Label(column="label", positive=positive)
+    chunk = _Chunk(
+        ids=_to_arrow(ids, _Place(source, key.column)),
+        columns={name: _to_arrow(columns[name], _Place(source, name)) for name in features},
+        label=None if label is None else _to_arrow(label_values, _Place(source, label.column)),
+    )
+    for name, values in {**chunk.columns, **({} if label is None else {label.column: chunk.label})}.items():
+        if len(values) != len(chunk.ids):
+            raise BadConfig(
+                f"{_Place(source, name)} has {len(values)} rows, but there are {len(chunk.ids)} identifiers"
+            )
+    return _build(iter([chunk]), source, key=key, features=features, label=label, missing=missing, max_rows=max_rows)
+
+
+def normalise(ids: pa.StringArray, how: str) -> pa.StringArray:
+    """Bring identifiers into the form in which both sides compare them.
+
+    ``digits`` keeps decimal digits only, those of other scripts as their ASCII equals. ``text`` is compatibility
+    caseless matching (Unicode standard, D146) of the trimmed text. ``exact`` changes nothing. Applying it twice is
+    the same as once.
+
+    Args:
+        ids: shape (n,), with nulls.
+        how: ``digits``, ``text`` or ``exact``, as in :class:`fedlearn.contract.Key`.
+
+    Returns:
+        Shape (n,); null where the input is null or nothing is left.
+    """
+    if how == "digits":
+        text = _off_ascii(ids, pc.replace_substring_regex(ids, r"[^0-9]+", ""), _ascii_digits)
+    elif how == "text":
+        text = _off_ascii(ids, pc.ascii_lower(pc.ascii_trim(ids, _ASCII_SPACE)), _fold)
+    elif how == "exact":
+        text = ids
+    else:
+        raise BadConfig(f"unknown normalisation {how!r}; it must be digits, text or exact")
+    return _nullify(text, pc.equal(text, ""))
+
+
+def _off_ascii(ids: pa.StringArray, converted: pa.StringArray, convert: Any) -> pa.StringArray:
+    """Replace, in ``converted``, the rows that are not ASCII by ``convert`` of the original text."""
+    odd = pc.invert(pc.string_is_ascii(ids)).fill_null(False)
+    if not pc.any(odd).as_py():
+        return converted
+    return pc.replace_with_mask(
+        converted, odd, pa.array([convert(t) for t in ids.filter(odd).to_pylist()], pa.string())
+    )
+
+
+def _ascii_digits(text: str) -> str:
+    return "".join(str(unicodedata.decimal(c)) for c in text if c.isdecimal())
+
+
+def _fold(text: str) -> str:
+    folded = unicodedata.normalize("NFD", text).casefold()
+    folded = unicodedata.normalize("NFKD", folded).casefold()
+    return unicodedata.normalize("NFKC", folded).strip()
+
+
+# --- checks ----------------------------------------------------------------------------------------
+
+
+class _Chunk(NamedTuple):
+    """Consecutive rows as they were read, in any Arrow type."""
+
+    ids: pa.Array
+    columns: dict[str, pa.Array]
+    label: pa.Array | None
+
+
+class _Place(NamedTuple):
+    """Where a value stands, for messages: the source, the column, and the rows before this chunk."""
+
+    source: str
+    column: str
+    start: int = 0
+
+    def __str__(self) -> str:
+        return f"column {self.column!r} of {self.source}"
+
+    def row(self, mask: npt.NDArray[np.bool_]) -> int:
+        """The number, counted from 1, of the first row that is set in the chunk's ``mask``."""
+        return self.start + int(np.argmax(mask)) + 1
+
+
+def _build(
+    chunks: Iterator[_Chunk],
+    source: str,
+    *,
+    key: Key,
+    features: Mapping[str, Kind],
+    label: Label | None,
+    missing: Sequence[str],
+    max_rows: int,
+) -> PartyTable:
+    absent = pa.array(missing, pa.string())
+    ids: list[pa.StringArray] = []
+    labels: list[pa.StringArray] = []
+    parts: dict[str, list[Any]] = {name: [] for name in features}
+    rows = 0
+    for chunk in chunks:
+        start, rows = rows, rows + len(chunk.ids)
+        if rows > max_rows:
+            raise OverBudget(f"{source} has more rows than the {max_rows} that the contract allows")
+        ids.append(normalise(_identifiers(chunk.ids, absent, _Place(source, key.column, start)), key.normalise))
+        for name, kind in features.items():
+            convert = _numbers if kind == "number" else _categories
+            parts[name].append(convert(chunk.columns[name], absent, _Place(source, name, start)))
+        if label is not None:
+            labels.append(_trimmed(chunk.label, absent, _Place(source, label.column, start)))
+    if rows == 0:
+        raise EmptyTable(f"{source} has no rows")
+
+    keys = pa.concat_arrays(ids)
+    kept, skipped = _select(keys, key, source)
+    table = PartyTable(keys, {name: _join(part) for name, part in parts.items()}, None, skipped)
+    if len(kept) < rows:
+        table = table.take(kept)
+    if label is not None:
+        table = replace(table, label=_binary(pa.concat_arrays(labels).take(kept), kept, label, source))
+    return table
+
+
+def _select(ids: pa.StringArray, key: Key, source: str) -> tuple[npt.NDArray[np.int64], dict[str, int]]:
+    """The rows to keep, ascending, and how many were left out, by reason."""
+    null = ids.is_null().to_numpy(zero_copy_only=False)
+    nulls = int(null.sum())
+    if nulls and key.nulls == "error":
+        row = _Place(source, key.column).row(null)
+        raise NullIds(
+            f"{source} has {nulls} row(s) without identifier in column {key.column!r}, the first is row {row}"
+        )
+    kept = np.flatnonzero(~null)
+    if not len(kept):
+        raise EmptyTable(f"{source} has no row with an identifier in column {key.column!r}")
+
+    # Arrow numbers the values by first appearance, so a row is the first of its identifier if it sets a new maximum.
+    codes = ids.take(pa.array(kept)).dictionary_encode().indices.to_numpy()
+    first = np.diff(np.maximum.accumulate(codes), prepend=-1) > 0
+    repeats = len(first) - int(first.sum())
+    if repeats and key.duplicates == "error":
+        again = int(np.argmin(first))
+        before = int(np.argmax(codes == codes[again]))
+        raise DuplicateIds(
+            f"{source} has {repeats} row(s) whose identifier in column {key.column!r} occurred before, "
+            f"for instance row {kept[again] + 1} repeats row {kept[before] + 1}"
+        )
+    return kept[first].astype(np.int64), {"null_ids": nulls, "duplicate_ids": repeats}
+
+
+def _binary(texts: pa.StringArray, kept: npt.NDArray[np.int64], label: Label, source: str) -> npt.NDArray[np.int8]:
+    """The label as 0 and 1; ``kept`` (int64, shape (n,)) are the rows' positions in the source."""
+    name = f"label column {label.column!r} of {source}"
+    if texts.null_count:
+        first = kept[np.argmax(texts.is_null().to_numpy(zero_copy_only=False))] + 1
+        raise BadLabel(f"{name} is missing in {texts.null_count} row(s), the first is row {first}")
+    values = sorted(texts.unique().to_pylist())
+    if len(values) > 2:
+        shown = ", ".join(repr(value) for value in values[:3])
+        raise BadLabel(f"{name} has {len(values)} distinct values ({shown}, ...) where it must have two")
+    if len(values) == 1:
+        raise BadLabel(f"{name} is constant: every row has {values[0]!r}")
+    if label.positive not in values:
+        raise BadLabel(f"{name} has {values[0]!r} and {values[1]!r}, but never the positive value {label.positive!r}")
+    positive: npt.NDArray[np.bool_] = pc.equal(texts, label.positive).to_numpy(zero_copy_only=False)
+    return positive.astype(np.int8)
+
+
+# --- conversion of one column of one chunk ---------------------------------------------------------
+
+
+def _numbers(array: pa.Array, absent: pa.StringArray, place: _Place) -> npt.NDArray[np.float64]:
+    """Float64, NaN for missing. Raises NotNumeric and NotFinite."""
+    array = _decoded(array)
+    kind = array.type
+    if _is_text(kind):
+        array = _parsed(_trimmed(array, absent, place), place)
+    elif not any(
+        test(kind)
+        for test in (
+            pa.types.is_integer,
+            pa.types.is_floating,
+            pa.types.is_decimal,
+            pa.types.is_boolean,
+            pa.types.is_null,
+        )
+    ):
+        raise NotNumeric(f"{place} holds {kind} from row {place.start + 1} on, but is declared numeric")
+    # Not "safe": integers beyond 2^53 are rounded to the nearest double, as a CSV cell would be.
+    values: npt.NDArray[np.float64] = array.cast(pa.float64(), safe=False).to_numpy(zero_copy_only=False)
+    infinite = np.isinf(values)
+    if infinite.any():
+        raise NotFinite(f"{place} holds an infinite value in row {place.row(infinite)}")
+    return values
+
+
+def _parsed(texts: pa.StringArray, place: _Place) -> pa.DoubleArray:
+    try:
+        return texts.cast(pa.float64())
+    except pa.ArrowInvalid:
+        # Arrow does not say where, so halve the range until one cell is left.
+        low, high = 0, len(texts)
+        while high - low > 1:
+            middle = (low + high) // 2
+            try:
+                texts[low:middle].cast(pa.float64())
+                low = middle
+            except pa.ArrowInvalid:
+                high = middle
+        text = texts[low].as_py()
+        shown = repr(text if len(text) <= 40 else text[:40] + "...")
+        raise NotNumeric(f"{place} holds {shown} in row {place.start + low + 1}, but is declared numeric") from None
+
+
+def _categories(array: pa.Array, absent: pa.StringArray, place: _Place) -> pa.DictionaryArray:
+    return _trimmed(array, absent, place).dictionary_encode()
+
+
+def _trimmed(array: pa.Array, absent: pa.StringArray, place: _Place) -> pa.StringArray:
+    texts = pc.utf8_trim_whitespace(_texts(array, place))
+    return _nullify(texts, pc.is_in(texts, value_set=absent))
+
+
+def _identifiers(array: pa.Array, absent: pa.StringArray, place: _Place) -> pa.StringArray:
+    texts = _texts(array, place)
+    if pa.types.is_floating(array.type):
+        # Whole numbers that became floats on their way (a column with gaps, say) are fine; fractions are not IDs.
+        broken = pc.match_substring_regex(texts, r"[^0-9-]").fill_null(False).to_numpy(zero_copy_only=False)
+        if broken.any():
+            raise BadConfig(f"{place} holds a number in row {place.row(broken)} that cannot be an identifier")
+    return _nullify(texts, pc.is_in(texts, value_set=absent))
+
+
+def _texts(array: pa.Array, place: _Place) -> pa.StringArray:
+    """The column as text; whole numbers in decimal, whatever type they are stored in; NaN as null."""
+    array = _decoded(array)
+    try:
+        if not pa.types.is_floating(array.type):
+            return array.cast(pa.string())
+        array = array.cast(pa.float64())
+        whole = pc.and_(pc.equal(pc.floor(array), array), pc.less(pc.abs(array), 2.0**53))
+        decimal = pc.if_else(whole, array, 0.0).cast(pa.int64()).cast(pa.string())
+        return _nullify(pc.if_else(whole, decimal, array.cast(pa.string())), pc.is_nan(array))
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
+        raise BadConfig(f"{place} holds {array.type}, which cannot be read as text") from None
+
+
+def _decoded(array: pa.Array) -> pa.Array:
+    return array.dictionary_decode() if pa.types.is_dictionary(array.type) else array
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind))
+
+
+def _nullify(texts: pa.StringArray, mask: pa.BooleanArray) -> pa.StringArray:
+    return pc.if_else(mask.fill_null(False), pa.scalar(None, pa.string()), texts)
+
+
+def _join(parts: list[Any]) -> Column:
+    if isinstance(parts[0], np.ndarray):
+        return np.concatenate(parts)
+    return pa.concat_arrays(parts)
+
+
+# --- reading ---------------------------------------------------------------------------------------
+
+
+def _read(path: Path, names: Sequence[str]) -> Iterator[dict[str, pa.Array]]:
+    """The named columns of a file, in chunks, in the order of the file."""
+    try:
+        with path.open("rb") as file:
+            file.read(1)
+    except OSError as error:
+        raise FileMissing(f"cannot read {path}: {error.strerror}") from None
+    if path.name.endswith((".csv", ".csv.gz")):
+        return _read_csv(path, names)
+    if path.suffix == ".parquet":
+        return _read_parquet(path, names)
+    raise BadConfig(f"{path} is of an unknown format: its name must end in .csv, .csv.gz or .parquet")
+
+
+def _read_csv(path: Path, names: Sequence[str]) -> Iterator[dict[str, pa.Array]]:
+    # Nothing is left to DuckDB's sniffer: it may skip lines and take some for comments. Columns go by position, since
+    # DuckDB's names ignore case.
+    header, delimiter = _csv_header(path)
+    _check_columns(names, header, str(path))
+    types = ", ".join(f"c{i}: 'VARCHAR'" for i in range(len(header)))
+    query = (
+        f"SELECT {', '.join(f'c{header.index(name)}' for name in names)} "  # noqa: S608 (numbers only)
+        f"FROM read_csv(?, auto_detect=false, header=true, skip=0, comment='', delim='{delimiter}', quote='\"', "
+        f"escape='\"', hive_partitioning=false, columns={{{types}}})"
+    )
+    return _query(query, path, names)
+
+
+def _read_parquet(path: Path, names: Sequence[str]) -> Iterator[dict[str, pa.Array]]:
+    with _database() as database:
+        try:
+            found = database.sql(
+                "SELECT * FROM read_parquet(?, hive_partitioning=false)", params=[_literal(path)]
+            ).columns
+        except duckdb.Error as error:
+            raise _unreadable(path, error) from None
+    _check_columns(names, found, str(path))
+    columns = ", ".join('"' + name.replace('"', '""') + '"' for name in names)
+    query = f"SELECT {columns} FROM read_parquet(?, hive_partitioning=false)"  # noqa: S608 (quoted, and they exist)
+    return _query(query, path, names)
+
+
+def _query(query: str, path: Path, names: Sequence[str]) -> Iterator[dict[str, pa.Array]]:
+    with _database() as database:
+        try:
+            stream = pa.RecordBatchReader.from_stream(database.sql(query, params=[_literal(path)]))
+            for batch in stream:
+                yield dict(zip(names, batch.columns, strict=True))
+        except (duckdb.Error, pa.ArrowException, OSError) as error:
+            raise _unreadable(path, error) from None
+
+
+def _database() -> duckdb.DuckDBPyConnection:
+    # CSV and Parquet are built in; nothing may be fetched from the network.
+    return duckdb.connect(
+        ":memory:", config={"autoinstall_known_extensions": False, "autoload_known_extensions": False}
+    )
+
+
+def _literal(path: Path) -> str:
+    """The path in a form that DuckDB does not take for a pattern."""
+    return re.sub(r"[\[*?]", r"[\g<0>]", str(path.absolute()))
+
+
+def _csv_header(path: Path) -> tuple[list[str], str]:
+    opener: Any = gzip.open if path.suffix == ".gz" else open
+    try:
+        # Rows that are not UTF-8, and were read ahead here, are left to DuckDB, which names their line.
+        with opener(path, "rt", encoding="utf-8-sig", errors="replace", newline="") as file:
+            unquoted = re.sub(r'"[^"]*"', "", file.readline(1 << 20))
+            delimiter = max(",;\t|", key=unquoted.count)
+            file.seek(0)
+            header = next(csv.reader(file, delimiter=delimiter, strict=True), [])
+    except (csv.Error, EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise _unreadable(path, error) from None
+    if not header:
+        raise EmptyTable(f"{path} is empty: it has no header")
+    if any(mark in name for name in header for mark in "\ufffd\0"):
+        raise BadConfig(f"{path} cannot be read: its header is not UTF-8 text")
+    return header, delimiter
+
+
+def _check_columns(names: Mapping[str, Any] | Sequence[str], found: Sequence[str], source: str) -> None:
+    for name in names:
+        if name not in found:
+            shown = ", ".join(str(column) for column in found[:50]) + (", ..." if len(found) > 50 else "")
+            raise ColumnMissing(f"column {name!r} is not in {source}, which has: {shown}")
+        if found.count(name) > 1:
+            raise BadConfig(f"{source} has more than one column {name!r}")
+
+
+def _unreadable(path: Path, error: Exception) -> BadConfig:
+    """BadConfig from another library's error: its first lines, without its advice and without the row itself."""
+    text = str(error).split("\nPossible")[0]
+    lines = [line.strip() for line in text.splitlines() if line.strip() and not line.startswith("Original Line")]
+    reason = "; ".join(lines[:2]).removeprefix("Invalid Input Error: ") or type(error).__name__
+    return BadConfig(f"{path} cannot be read: {reason}")
+
+
+def _to_arrow(values: Any, place: _Place) -> pa.Array:
+    """Anything one-dimensional to Arrow; None and NaN become null."""
+    if getattr(values, "ndim", 1) != 1:
+        raise BadConfig(f"{place} must have one dimension, not {values.ndim}")
+    try:
+        array = values if isinstance(values, pa.Array | pa.ChunkedArray) else pa.array(values, from_pandas=True)
+    except (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError):
+        array = pa.array([_mixed(value) for value in values], pa.string())
+    except (TypeError, ValueError) as error:
+        raise BadConfig(f"{place} cannot be converted: {error}") from None
+    return array.combine_chunks() if isinstance(array, pa.ChunkedArray) else array
+
+
+def _mixed(value: Any) -> str | None:
+    """A cell of a column of mixed types, as text."""
+    text = str(value)
+    gone = value is None or (not isinstance(value, str) and text in ("nan", "NaT", "<NA>"))
+    return None if gone else text
+
+
+# --- digest ----------------------------------------------------------------------------------------
+
+
+def _feed(digest: Any, name: str, values: Column | pa.StringArray | npt.NDArray[np.int8]) -> None:
+    """Each field is its name, type, length and content, so that no two tables give the same bytes."""
+    if isinstance(values, np.ndarray):
+        kind, parts = values.dtype.str, [_canonical(values)]
+    else:
+        kind, parts = "text", _text_parts(_decoded(values))
+    header = f"{name}\0{kind}\0{len(values)}".encode()
+    digest.update(len(header).to_bytes(8, "little") + header)
+    for part in parts:
+        digest.update(np.ascontiguousarray(part).data)
+
+
+def _canonical(values: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """One NaN and one zero."""
+    if values.dtype != np.float64:
+        return values
+    return np.where(np.isnan(values), np.nan, values) + 0.0
+
+
+def _text_parts(texts: pa.StringArray) -> list[npt.NDArray[Any]]:
+    """Lengths (int32, shape (n,), -1 for null), then the characters one after another (uint8)."""
+    lengths = pc.binary_length(texts).fill_null(-1).to_numpy()
+    filled = pa.concat_arrays([texts.fill_null("")])
+    _, offsets, characters = filled.buffers()
+    ends = np.frombuffer(offsets, np.int32)[filled.offset : filled.offset + len(filled) + 1]
+    content = np.frombuffer(characters, np.uint8) if characters else np.empty(0, np.uint8)
+    return [lengths, content[ends[0] : ends[-1]]]

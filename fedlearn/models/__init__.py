@@ -1,0 +1,1 @@
+"""A trained model in two halves: each party keeps, saves and loads only its own share."""

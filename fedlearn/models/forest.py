@@ -1,0 +1,126 @@
+"""Trees as flat arrays. No I/O here: :mod:`fedlearn.models.share` saves and loads."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedlearn.kernels import trees as kernel
+
+
+@dataclass(frozen=True)
+class Forest:
+    """The active side's trees. A split on a passive feature is known by its number only.
+
+    Attributes:
+        base: log-odds that every margin starts from.
+        roots: int32 (T,), first node of each tree.
+        feature: int32 (nodes,): own feature; or -1 - s for passive split s. 0 at a leaf.
+        opaque: int32 (nodes,): which opaque passive feature a passive split uses, else -1.
+        masks: uint8 (nodes, 32): bins that go left; zero for passive splits.
+        left: int32 (nodes,): left child, its sibling follows; -1 at a leaf.
+        value: float64 (nodes,): weight of a leaf, learning rate included; 0 at a split.
+        gain: float64 (nodes,): gain of a split.
+        cover: float64 (nodes,): sum of hessians of the training rows.
+        size: int64 (nodes,): number of training rows.
+    """
+
+    base: float
+    roots: NDArray[np.int32]
+    feature: NDArray[np.int32]
+    opaque: NDArray[np.int32]
+    masks: NDArray[np.uint8]
+    left: NDArray[np.int32]
+    value: NDArray[np.float64]
+    gain: NDArray[np.float64]
+    cover: NDArray[np.float64]
+    size: NDArray[np.int64]
+
+    @property
+    def trees(self) -> int:
+        """Number of trees."""
+        return len(self.roots)
+
+    @property
+    def passive_splits(self) -> NDArray[np.int64]:
+        """Sorted numbers of the passive splits that the trees use."""
+        used = self.feature[(self.left >= 0) & (self.feature < 0)]
+        return np.unique(-1 - used.astype(np.int64))
+
+    def margins(
+        self, bins: NDArray[np.uint8], sides: NDArray[np.uint8], position: NDArray[np.int64]
+    ) -> NDArray[np.float64]:
+        """Log-odds of rows.
+
+        Args:
+            bins: uint8 (F, m), own bins.
+            sides: uint8 (S, ⌈n/8⌉), side bits by passive split number, in shared order.
+            position: int64 (m,), place of each row in the shared order.
+        """
+        out = np.full(len(position), self.base)
+        kernel.add_margins(
+            self.roots, self.feature, self.masks, self.left, self.value, bins, sides, position, out
+        )
+        return out
+
+    def importance(self, own: tuple[str, ...], passive: str) -> dict[str, dict[str, float]]:
+        """Total gain and number of splits by feature; passive features under the names ``passive#k``."""
+        found: dict[str, dict[str, float]] = {}
+        for at in np.flatnonzero(self.left >= 0):
+            f = int(self.feature[at])
+            name = own[f] if f >= 0 else f"{passive}#{self.opaque[at]}"
+            entry = found.setdefault(name, {"gain": 0.0, "splits": 0})
+            entry["gain"] += float(self.gain[at])
+            entry["splits"] += 1
+        return dict(sorted(found.items(), key=lambda item: -item[1]["gain"]))
+
+    def renumbered(self) -> Forest:
+        """The same trees with passive splits numbered 0, 1, … in the order of :attr:`passive_splits`."""
+        used = self.passive_splits
+        passive = (self.left >= 0) & (self.feature < 0)
+        feature = self.feature.copy()
+        feature[passive] = (-1 - np.searchsorted(used, -1 - feature[passive])).astype(np.int32)
+        return Forest(**{**vars(self), "feature": feature})
+
+
+@dataclass
+class Growth:
+    """Nodes of a forest while it grows; ``freeze`` makes the arrays."""
+
+    feature: list[int] = field(default_factory=list)
+    opaque: list[int] = field(default_factory=list)
+    masks: list[NDArray[np.uint8]] = field(default_factory=list)
+    left: list[int] = field(default_factory=list)
+    value: list[float] = field(default_factory=list)
+    gain: list[float] = field(default_factory=list)
+    cover: list[float] = field(default_factory=list)
+    size: list[int] = field(default_factory=list)
+    roots: list[int] = field(default_factory=list)
+
+    def add(self) -> int:
+        """A new leaf; returns its number."""
+        for column, empty in (
+            (self.feature, 0), (self.opaque, -1), (self.left, -1), (self.value, 0.0),
+            (self.gain, 0.0), (self.cover, 0.0), (self.size, 0),
+        ):  # fmt: skip
+            column.append(empty)  # type: ignore[attr-defined]
+        self.masks.append(np.zeros(kernel.MASK, np.uint8))
+        return len(self.left) - 1
+
+    def freeze(self, base: float, trees: int) -> Forest:
+        """The first ``trees`` trees as arrays."""
+        end = self.roots[trees] if trees < len(self.roots) else len(self.left)
+        return Forest(
+            base=base,
+            roots=np.array(self.roots[:trees], np.int32),
+            feature=np.array(self.feature[:end], np.int32),
+            opaque=np.array(self.opaque[:end], np.int32),
+            masks=np.array(self.masks[:end], np.uint8).reshape(end, kernel.MASK),
+            left=np.array(self.left[:end], np.int32),
+            value=np.array(self.value[:end], np.float64),
+            gain=np.array(self.gain[:end], np.float64),
+            cover=np.array(self.cover[:end], np.float64),
+            size=np.array(self.size[:end], np.int64),
+        )
