@@ -121,6 +121,7 @@ def issue(authority_folder: Path, folder: Path, party: str) -> Tls:
         another authority.
     """
     tls = Tls(certificate=folder / f"{party}.pem", key=folder / f"{party}.key", authority=folder / "authority.pem")
+    _load_authority(authority_folder)  # what is wrong with it shows before anything is written
     authority = _read(authority_folder / "authority.pem")
     known = tls.authority.exists() and _read(tls.authority) == authority
     _refuse_existing(tls.certificate, *(() if known else (tls.authority,)))
@@ -143,7 +144,7 @@ def check_own(tls: Tls, party: str) -> CertificateSummary:
     Raises:
         FileMissing: a file cannot be read.
         BadCertificate: with the reason: not PEM, another key, expired, not yet valid, self-signed or from another
-            authority, or for another name.
+            authority, for another name, or for another use.
     """
     certificate = _load_certificates(tls.certificate)[0]
     authorities = _load_certificates(tls.authority)
@@ -159,6 +160,8 @@ def check_own(tls: Tls, party: str) -> CertificateSummary:
     if names != [party]:
         found = " and ".join(repr(name) for name in names) or "no party"
         raise BadCertificate(f"the certificate {tls.certificate} is for {found}, not for {party!r}")
+    if not _usable_for_tls(certificate):
+        raise BadCertificate(f"the certificate {tls.certificate} may not be used by a TLS client and server")
     return _summary(certificate)
 
 
@@ -169,6 +172,18 @@ def party_names(certificate: x509.Certificate) -> list[str]:
     except (x509.ExtensionNotFound, ValueError):
         return []
     return extension.value.get_values_for_type(x509.DNSName)
+
+
+def _usable_for_tls(certificate: x509.Certificate) -> bool:
+    """Whether the key usages, where the certificate restricts them, allow both ends of a TLS connection."""
+    try:
+        extensions = {type(extension.value): extension.value for extension in certificate.extensions}
+    except ValueError:
+        return False
+    usage, extended = extensions.get(x509.KeyUsage), extensions.get(x509.ExtendedKeyUsage)
+    signs = not isinstance(usage, x509.KeyUsage) or usage.digital_signature
+    both = {ExtendedKeyUsageOID.CLIENT_AUTH, ExtendedKeyUsageOID.SERVER_AUTH}
+    return signs and (not isinstance(extended, x509.ExtendedKeyUsage) or both.issubset(extended))
 
 
 def _check_dates(certificate: x509.Certificate, what: str) -> None:

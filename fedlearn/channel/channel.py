@@ -16,6 +16,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TypeVar, cast
 
 from google.protobuf.message import DecodeError
@@ -43,7 +44,6 @@ from fedlearn.v1 import session_pb2 as pb
 M = TypeVar("M", bound=ProtobufMessage)
 
 _HEARTBEAT = pb.Frame(heartbeat=pb.Heartbeat()).SerializeToString()
-_FRAME_OVERHEAD = 1 << 10  # what a frame held in memory takes beyond its bytes, about
 _INBOX = 16  # frames that the reader thread takes off the link ahead of the protocol
 
 
@@ -105,6 +105,10 @@ class _Received:
     size: int
 
 
+#: Why no more frames follow. Made into an error when the protocol gets there, to name the step it is at by then.
+_Ending = Callable[[], FedlearnError]
+
+
 class Channel:
     """One end of a conversation with one peer. One thread at a time sends and receives.
 
@@ -143,8 +147,8 @@ class Channel:
         self._step = "connect"
         self._next_out = 0
         self._next_in = 0
-        self._inbox: queue.Queue[_Received | FedlearnError] = queue.Queue(_INBOX)
-        self._ahead: deque[_Received | FedlearnError] = deque()  # older than what is in the inbox
+        self._inbox: queue.Queue[_Received | _Ending] = queue.Queue(_INBOX)
+        self._ahead: deque[_Received | _Ending] = deque()  # older than what is in the inbox
         self._ahead_bytes = 0
         self._last_heard = time.monotonic()
         self._ended = threading.Event()
@@ -281,7 +285,7 @@ class Channel:
 
     def _offer(self, frame: bytes) -> bool:
         try:
-            return self._link.put(frame, timeout=0.05)
+            return self._link.put(frame, timeout=0.02)
         except LinkClosed as closed:
             raise self._gone(closed) from None
 
@@ -289,17 +293,19 @@ class Channel:
         """Make room in the inbox while this side waits to send.
 
         Both sides may send large messages at the same time (blinded points, for one); if neither took anything in
-        before its own was out, neither would ever finish. One message's worth is enough to rule that out.
+        before its own was out, neither would ever finish. One message's worth is enough to rule that out; it is
+        counted in bytes, and in frames because small ones take more memory than their bytes.
         """
-        while self._ahead_bytes < self.limits.message:
+        frames = self.limits.message // self.limits.frame + 1
+        while self._ahead_bytes < self.limits.message and len(self._ahead) < frames:
             try:
                 item = self._inbox.get_nowait()
             except queue.Empty:
                 return
             self._ahead.append(item)
-            if isinstance(item, FedlearnError):
-                raise item
-            self._ahead_bytes += item.size + _FRAME_OVERHEAD
+            if not isinstance(item, _Received):
+                raise item()
+            self._ahead_bytes += item.size
 
     def _beat(self) -> None:
         while not self._ended.wait(self.limits.heartbeat):
@@ -312,7 +318,6 @@ class Channel:
 
     def _read(self) -> None:
         """Reader thread: drop heartbeats, keep everything else in order, note when the peer was last heard."""
-        item: _Received | FedlearnError | None
         try:
             while True:
                 raw = self._link.get()
@@ -322,12 +327,12 @@ class Channel:
                     self._last_heard = math.inf  # waiting for room in the inbox is our slowness, not theirs
                     self._deliver(item)
                     self._last_heard = time.monotonic()
-                if isinstance(item, FedlearnError):
-                    return
+                    if not isinstance(item, _Received):
+                        return
         except LinkClosed as closed:
-            self._deliver(PeerLost(f"the connection to {self.peer!r} broke at step {self._step}: {closed}"))
+            self._deliver(partial(self._lost, closed))
 
-    def _check_frame(self, raw: bytes) -> _Received | FedlearnError | None:
+    def _check_frame(self, raw: bytes) -> _Received | _Ending | None:
         """A content frame, what ends the session, or None for a heartbeat."""
         if raw == _HEARTBEAT:
             return None
@@ -335,15 +340,15 @@ class Channel:
         try:
             frame.ParseFromString(raw)
         except DecodeError:
-            return self.misbehaved(Malformed, "sent bytes that are not a frame")
+            return partial(self.misbehaved, Malformed, "sent bytes that are not a frame")
         kind = frame.WhichOneof("content")
         if kind is None or _has_unknown_fields(frame) or _has_unknown_fields(getattr(frame, kind)):
-            return self.misbehaved(Malformed, "sent a frame with no content, or with fields unknown to this release")
+            return partial(self.misbehaved, Malformed, "sent a frame with no content, or with fields unknown here")
         if kind == "abort":
-            return self._aborted(frame.abort)
+            return partial(self._aborted, frame.abort)
         return _Received(frame, len(raw)) if kind == "chunk" else None
 
-    def _deliver(self, item: _Received | FedlearnError) -> None:
+    def _deliver(self, item: _Received | _Ending) -> None:
         """Put into the inbox as soon as it has room; once this end is closed nobody wants it any more."""
         while not self._ended.is_set():
             try:
@@ -379,16 +384,16 @@ class Channel:
             item = self._take()
             if item is None or time.monotonic() > deadline:  # a peer that keeps dribbling has a deadline, too
                 self._raise_if_gone(deadline)
-            elif isinstance(item, FedlearnError):
-                self._ahead.appendleft(item)  # whoever asks again hears the same
-                raise item
-            else:
+            elif isinstance(item, _Received):
                 return item
+            else:
+                self._ahead.appendleft(item)  # whoever asks again hears the same
+                raise item()
 
-    def _take(self) -> _Received | FedlearnError | None:
+    def _take(self) -> _Received | _Ending | None:
         if self._ahead:
             item = self._ahead.popleft()
-            self._ahead_bytes -= 0 if isinstance(item, FedlearnError) else item.size + _FRAME_OVERHEAD
+            self._ahead_bytes -= item.size if isinstance(item, _Received) else 0
             return item
         try:
             return self._inbox.get(timeout=0.25)
@@ -434,9 +439,12 @@ class Channel:
         wait_until = time.monotonic() + 1.0
         while time.monotonic() < wait_until:
             item = self._take()
-            if isinstance(item, FedlearnError):
+            if item is not None and not isinstance(item, _Received):
                 self._ahead.appendleft(item)
-                return item
+                return item()
+        return self._lost(closed)
+
+    def _lost(self, closed: LinkClosed) -> PeerLost:
         return PeerLost(f"the connection to {self.peer!r} broke at step {self._step}: {closed}")
 
     def _transcript(self, kind: type[ProtobufMessage]) -> Transcript:

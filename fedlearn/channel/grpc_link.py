@@ -10,6 +10,7 @@ with Python's ``ssl``, whose verdict is precise, and then the real one to the sa
 
 from __future__ import annotations
 
+import atexit
 import os
 import socket
 import ssl
@@ -31,7 +32,9 @@ import grpc
 
 _SERVICE, _METHOD = "fedlearn.v1.Party", "Converse"
 _ADMITTED = ("fedlearn-admitted", "1")  # initial metadata: the listener took this stream for the session
-_DEPTH = 8  # frames put and not yet taken by gRPC's writer
+_SAN = "x509_subject_alternative_name"  # of the verified certificate, in gRPC's auth context
+_GONE = "the other end is gone"
+_DEPTH = 4  # frames put and not yet taken by gRPC's writer
 _CLOSE_SECONDS = 5.0
 _HANDSHAKE_SECONDS = 10.0
 _PATIENCE = 0.2  # seconds between two attempts to dial
@@ -60,12 +63,14 @@ _CLIENT_OPTIONS = [
 class GrpcLink:
     """One end of an open stream; made by :func:`listen` or :func:`dial`. See :class:`fedlearn.channel.link.Link`."""
 
-    def __init__(self, incoming: Iterator[bytes], outgoing: Pipe, hang_up: Callable[[], None]) -> None:
+    def __init__(self, incoming: Iterator[bytes], outgoing: Pipe, hang_up: Callable[[float], None]) -> None:
         self._incoming = incoming
         self._outgoing = outgoing
         self._hang_up = hang_up
         self._closing = threading.Lock()
         self._closed = False
+        # gRPC's own clean-up may wait for ever on a lock of one of its threads once the interpreter is ending.
+        atexit.register(self._end, 0.0)
 
     def put(self, frame: bytes, timeout: float) -> bool:
         """See :meth:`fedlearn.channel.link.Link.put`."""
@@ -86,11 +91,16 @@ class GrpcLink:
 
     def close(self) -> None:
         """See :meth:`fedlearn.channel.link.Link.close`. Leaves no thread and no port behind."""
+        self._end(_CLOSE_SECONDS)
+
+    def _end(self, seconds: float) -> None:
+        """Close, giving what was put so many seconds to arrive."""
         with self._closing:
             if not self._closed:
                 self._closed = True
                 self._outgoing.close("the connection was closed")
-                self._hang_up()
+                self._hang_up(seconds)
+        atexit.unregister(self._end)
 
 
 # --- listening -------------------------------------------------------------------------------------
@@ -133,12 +143,12 @@ def listen(address: str, tls: Tls, me: str, peer: str, seconds: float) -> GrpcLi
     except BaseException:
         server.stop(None)
         raise
-    return GrpcLink(incoming, outgoing, lambda: _stop(server))
 
+    def hang_up(seconds: float) -> None:
+        """The stream ends by itself once the peer has all frames; cut it off after a while."""
+        server.stop(seconds).wait(seconds + 1.0)
 
-def _stop(server: grpc.Server) -> None:
-    """Let the open stream end by itself, which it does once the peer has all frames; cut it off after a while."""
-    server.stop(_CLOSE_SECONDS).wait(_CLOSE_SECONDS + 1.0)
+    return GrpcLink(incoming, outgoing, hang_up)
 
 
 class _Door:
@@ -161,35 +171,28 @@ class _Door:
             context.abort(grpc.StatusCode.PERMISSION_DENIED, "not the party expected")
         outgoing = Pipe(_DEPTH)
         with self._lock:
-            busy = self._shut
-            self._shut = True
-        if busy:
+            admitted = not self._shut
+            if admitted:
+                self._shut, self._stream = True, (incoming, outgoing)
+        if not admitted:
             context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, "busy")
-        context.send_initial_metadata((_ADMITTED,))
-        if not context.add_callback(lambda: outgoing.close("the other end is gone")):
-            outgoing.close("the other end is gone")
-        self._stream = incoming, outgoing
+        if not context.add_callback(lambda: outgoing.close(_GONE)):
+            outgoing.close(_GONE)
         self._arrived.set()
+        context.send_initial_metadata((_ADMITTED,))
         return _drain(outgoing)
 
     def wait(self, address: str, seconds: float) -> tuple[Iterator[bytes], Pipe]:
         """The peer's stream. Raises as :func:`listen` does."""
         self._arrived.wait(seconds)
         with self._lock:
-            late = not self._shut
             self._shut = True
-        if late:
-            missing = f"the peer {self._peer!r} has not connected to {address} within {seconds:.0f} s"
-            if self._refused:
-                raise PeerUntrusted(f"{missing}; a party with a certificate for {self._refused} was refused")
-            raise PeerAbsent(f"{missing} with a certificate of the agreed authority")
-        self._arrived.wait()  # it is being let in this moment
-        if self._stream is None:
-            raise PeerAbsent(f"the peer {self._peer!r} hung up at once")
-        return self._stream
-
-
-_SAN = "x509_subject_alternative_name"
+            if self._stream is not None:
+                return self._stream
+        missing = f"the peer {self._peer!r} has not connected to {address} within {seconds:.0f} s"
+        if self._refused:
+            raise PeerUntrusted(f"{missing}; a party with a certificate for {self._refused} was refused")
+        raise PeerAbsent(f"{missing}, or has no valid certificate of the agreed authority")
 
 
 class _DaemonThreads(Executor):
@@ -264,8 +267,7 @@ def _preflight(address: str, tls: Tls, peer: str, seconds: float, where: str) ->
         try:
             with context.wrap_socket(plain, server_hostname=peer) as secure:
                 _check_name(secure, peer, where)
-                if not secure.recv(1):  # an HTTP/2 server speaks first; TLS 1.3 refuses our certificate here
-                    raise BadCertificate(f"{where} hung up on this party's certificate {tls.certificate}")
+                _check_accepted(secure, tls, where)
         except ssl.SSLCertVerificationError as error:
             raise PeerUntrusted(f"the certificate of {where} {_verdict(error)}") from None
         except ssl.SSLEOFError:
@@ -299,6 +301,19 @@ def _check_name(secure: ssl.SSLSocket, peer: str, where: str) -> None:
         raise PeerUntrusted(f"the certificate of {where} is for {found}, not for {peer!r}")
 
 
+def _check_accepted(secure: ssl.SSLSocket, tls: Tls, where: str) -> None:
+    """In TLS 1.3 the listener judges our certificate after our handshake is done; if content, it speaks first."""
+    try:
+        accepted = secure.recv(1)
+    except ConnectionError:
+        accepted = b""
+    if not accepted:
+        raise BadCertificate(
+            f"{where} hung up on this party's certificate {tls.certificate}: "
+            "by its clock or its authority it is not valid"
+        )
+
+
 def _verdict(error: ssl.SSLCertVerificationError) -> str:
     """In words, OpenSSL's X509_V_ERR code."""
     return {
@@ -326,14 +341,16 @@ def _open_stream(target: str, tls: Tls, peer: str, seconds: float, where: str) -
     ended = threading.Event()
     call = channel.stream_stream(f"/{_SERVICE}/{_METHOD}")(_drain(outgoing))
     call.add_callback(ended.set)
-    call.add_callback(lambda: outgoing.close("the other end is gone"))
+    call.add_callback(lambda: outgoing.close(_GONE))
     impatience = threading.Timer(seconds, call.cancel)
+    impatience.daemon = True
     impatience.start()
 
-    def hang_up() -> None:
-        """The peer ends the stream when it has read all frames; do not wait for ever."""
-        ended.wait(_CLOSE_SECONDS)
+    def hang_up(seconds: float) -> None:
+        """The peer ends the stream when it has read all frames; cut it off after a while."""
+        ended.wait(seconds)
         call.cancel()
+        ended.wait(1.0)
         channel.close()
 
     try:
@@ -376,4 +393,4 @@ def _reason(error: grpc.RpcError) -> str:
     code = error.code() if isinstance(error, grpc.Call) else None
     if code == grpc.StatusCode.RESOURCE_EXHAUSTED:
         return "a frame was over the size limit"
-    return "the other end is gone"
+    return _GONE

@@ -46,6 +46,11 @@ ERROR_VARIANCE = 10.0
 FLOOD_BITS_BELOW = 4.5
 #: Beyond 2^46 more flood would gain nothing and leave the range in which double precision samples it well.
 LARGEST_FLOOD = 2.0**46
+#: Share of the leakage budget that dropping bits on the wire may use without need.
+_COMFORT = 2.0**-4
+#: Leakage is held below this, in nats, whatever a contract allows: every signal is then below a fifth of the flood,
+#: so that the flood alone decides how rare a decoding error is.
+LARGEST_KL = 2.0**-6
 
 
 @dataclass(frozen=True)
@@ -103,7 +108,7 @@ def make_plan(
         squares: bound on the sum of the squares of all entries of M.
         largest_value: largest absolute entry of any v.
         vectors: how many vectors will be asked for at most.
-        kl_nats: leakage budget of the run.
+        kl_nats: leakage budget of the run; more than :data:`LARGEST_KL` is not used.
 
     Raises:
         OverBudget: no parameters fit, with the figure that does not.
@@ -118,13 +123,14 @@ def make_plan(
         )
     flood = min(2.0 ** (shift - FLOOD_BITS_BELOW), LARGEST_FLOOD)
     kl_vector = math.inf
+    budget = min(kl_nats, LARGEST_KL)
     for width in (4, 5, 6, 7, 8):
         kl_vector = _kl_of_vector(rows, squares, flood, width)
-        if kl_vector * vectors <= kl_nats:
+        if kl_vector * vectors <= budget:
             return Plan(rows, samples, largest_sum, shift, flood, width, vectors, kl_vector)
     raise OverBudget(
         f"{vectors} encrypted vectors over {samples} rows would leak up to {kl_vector * vectors:.2g} nats, "
-        f"over the contract's budget of {kl_nats:.2g}"
+        f"over the budget of {budget:.2g}"
     )
 
 
@@ -134,7 +140,7 @@ def _kl_of_vector(rows: int, squares: int, flood: float, width: int) -> float:
     signal² of a row: errors and dropped bits of b through the row of [T | M], and the hint's error through s.
     """
     dropped = 64 - 8 * width
-    word = ERROR_VARIANCE + (4.0**dropped / 12 if dropped else 0.0)
+    word = ERROR_VARIANCE + ((4.0**dropped + 2) / 12 if dropped else 0.0)  # uniform on -2^(d-1) … 2^(d-1), ends halved
     ternary = 2 * N / 3  # squared norm of a ternary secret
     signal = word * (squares + rows * ternary) + ERROR_VARIANCE * rows * ternary
     return signal / (2 * flood**2)
@@ -199,9 +205,7 @@ def make_hint(matrix: Matrix, public: F64, draws: Draws | None = None) -> tuple[
     return hint, mask
 
 
-def encrypt(
-    values: NDArray[np.int32], public: F64, plan: Plan, draws: Draws | None = None
-) -> tuple[bytes, I8]:
+def encrypt(values: NDArray[np.int32], public: F64, plan: Plan, draws: Draws | None = None) -> tuple[bytes, I8]:
     """The querier's side of a query.
 
     Args:
@@ -246,9 +250,7 @@ def _pack(words: U64, plan: Plan, ciphertext: NDArray[np.uint8], k: int) -> None
         lattice.pack(words, plan.width, *_planes(out, plan))
 
 
-def _planes(
-    raw: NDArray[np.uint8], plan: Plan
-) -> tuple[NDArray[np.uint32], NDArray[np.uint16], NDArray[np.uint8]]:
+def _planes(raw: NDArray[np.uint8], plan: Plan) -> tuple[NDArray[np.uint32], NDArray[np.uint16], NDArray[np.uint8]]:
     """The planes of 32, 16 and 8 bits of one packed ciphertext (views; empty where the width has none)."""
     words = plan.words
     middle = words if plan.width in (6, 7) else 0

@@ -20,10 +20,19 @@ class Indicator:
     Attributes:
         bins: uint8 (F, n), C-contiguous; the bin of each sample in each feature.
         sizes: int64 (F,), number of bins of each feature.
+
+    Raises:
+        ValueError: shapes differ, or a bin is not below its feature's number (the kernels index with it unchecked).
     """
 
     bins: NDArray[np.uint8]
     sizes: NDArray[np.int64]
+
+    def __post_init__(self) -> None:
+        if self.bins.ndim != 2 or self.bins.dtype != np.uint8 or self.sizes.shape != self.bins.shape[:1]:
+            raise ValueError("bins must be uint8 (features, samples) with one size per feature")
+        if np.any(self.bins.max(axis=1, initial=0) >= self.sizes):
+            raise ValueError("a bin is not below its feature's number of bins")
 
     @property
     def offsets(self) -> NDArray[np.int64]:
@@ -65,7 +74,7 @@ class Dense:
     entries: NDArray[np.int64]
 
     def __post_init__(self) -> None:
-        if self.entries.size and int(np.abs(self.entries).max()) > LARGEST_ENTRY:
+        if np.any((self.entries > LARGEST_ENTRY) | (self.entries < -LARGEST_ENTRY)):
             raise OverBudget(f"matrix entries must not exceed {LARGEST_ENTRY} for the encrypted product to be exact")
 
     @property

@@ -176,12 +176,11 @@ def slots(slot_bits: int, public: PublicKey) -> int:
     """How many vectors share a plaintext.
 
     Raises:
-        OverBudget: not even one fits, or a sum would not fit 64 bits.
+        OverBudget: a sum does not fit the 64 bits of a slot.
     """
-    fit = (public.bits - 1) // slot_bits  # packed sums then stay within -n/2 .. n/2
-    if not 2 <= slot_bits <= _MAX_SLOT or fit < 1:
-        raise OverBudget(f"sums of {slot_bits} bits do not fit a slot of 2 to {_MAX_SLOT} bits")
-    return fit
+    if not 2 <= slot_bits <= _MAX_SLOT:
+        raise OverBudget(f"sums of {slot_bits} bits do not fit a slot, which has 2 to {_MAX_SLOT} bits")
+    return (public.bits - 1) // slot_bits  # packed sums then stay within -n/2 .. n/2
 
 
 def query_bytes(count: int, samples: int, slot_bits: int, public: PublicKey) -> int:
@@ -230,7 +229,7 @@ def encrypt(vectors: NDArray[np.int64], slot_bits: int, private: PrivateKey) -> 
     return _to_bytes(map(ciphertext, range(len(plain))), private.public)
 
 
-def respond_indicator(
+def respond_indicator(  # noqa: PLR0917
     bins: NDArray[np.uint8], offsets: NDArray[np.int64], query: bytes, count: int, slot_bits: int, public: PublicKey
 ) -> bytes:
     """The encrypted sums of the vectors over each bin of each feature.
@@ -258,7 +257,7 @@ def respond_indicator(
     def row_products(group: Sequence[Any]) -> list[Any]:
         return _parallel(lambda row: _product(group, row.tolist(), public.n_squared), rows)
 
-    return _respond(row_products, query, count, bins.shape[1], slot_bits, public)
+    return _respond(row_products, query, count, bins.shape[1], slot_bits=slot_bits, public=public)
 
 
 def respond_dense(matrix: NDArray[np.int64], query: bytes, count: int, slot_bits: int, public: PublicKey) -> bytes:
@@ -266,7 +265,10 @@ def respond_dense(matrix: NDArray[np.int64], query: bytes, count: int, slot_bits
 
     Args:
         matrix: int64 (R, n).
-        query, count, slot_bits, public: as for :func:`respond_indicator`.
+        query: G x n ciphertexts from the peer.
+        count: K, how many vectors are in it.
+        slot_bits: as agreed.
+        public: the peer's key.
 
     Returns:
         G x R ciphertexts, re-randomised.
@@ -278,7 +280,7 @@ def respond_dense(matrix: NDArray[np.int64], query: bytes, count: int, slot_bits
     def row_products(group: Sequence[Any]) -> list[Any]:
         return _parallel(lambda row: _weighted_product(group, row, public.n_squared), list(matrix))
 
-    return _respond(row_products, query, count, matrix.shape[1], slot_bits, public)
+    return _respond(row_products, query, count, matrix.shape[1], slot_bits=slot_bits, public=public)
 
 
 def decode(answer: bytes, rows: int, count: int, slot_bits: int, private: PrivateKey) -> NDArray[np.int64]:
@@ -316,7 +318,7 @@ def _groups(count: int, slot_bits: int, public: PublicKey) -> int:
 
 
 def _pack(values: Sequence[int], slot_bits: int) -> int:
-    """sum of values[j] 2^(j slot_bits), an integer of either sign."""
+    """Sum of values[j] 2^(j slot_bits), an integer of either sign."""
     packed = 0
     for value in reversed(values):
         packed = (packed << slot_bits) + value
@@ -353,6 +355,7 @@ def _respond(
     query: bytes,
     count: int,
     samples: int,
+    *,
     slot_bits: int,
     public: PublicKey,
 ) -> bytes:

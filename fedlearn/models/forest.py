@@ -60,9 +60,7 @@ class Forest:
             position: int64 (m,), place of each row in the shared order.
         """
         out = np.full(len(position), self.base)
-        kernel.add_margins(
-            self.roots, self.feature, self.masks, self.left, self.value, bins, sides, position, out
-        )
+        kernel.add_margins(self.roots, self.feature, self.masks, self.left, self.value, bins, sides, position, out)
         return out
 
     def importance(self, own: tuple[str, ...], passive: str) -> dict[str, dict[str, float]]:
@@ -101,12 +99,14 @@ class Growth:
 
     def add(self) -> int:
         """A new leaf; returns its number."""
-        for column, empty in (
-            (self.feature, 0), (self.opaque, -1), (self.left, -1), (self.value, 0.0),
-            (self.gain, 0.0), (self.cover, 0.0), (self.size, 0),
-        ):  # fmt: skip
-            column.append(empty)  # type: ignore[attr-defined]
+        self.feature.append(0)
+        self.opaque.append(-1)
         self.masks.append(np.zeros(kernel.MASK, np.uint8))
+        self.left.append(-1)
+        self.value.append(0.0)
+        self.gain.append(0.0)
+        self.cover.append(0.0)
+        self.size.append(0)
         return len(self.left) - 1
 
     def freeze(self, base: float, trees: int) -> Forest:

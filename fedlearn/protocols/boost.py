@@ -31,7 +31,8 @@ from __future__ import annotations
 
 import hashlib
 import hmac
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -233,12 +234,12 @@ def exchange_saved(channel: Channel) -> None:
 
 def largest_value(boost: Boost) -> int:
     """Largest absolute quantised gradient."""
-    return int(2 ** (boost.gradient_bits - 1) - 1)
+    return (1 << (boost.gradient_bits - 1)) - 1
 
 
 def most_vectors(boost: Boost) -> int:
     """How many encrypted vectors a session may need: every level's smaller children, all runs and trees."""
-    nodes = 2 ** (boost.depth - 1)
+    nodes = 1 << (boost.depth - 1)
     return (boost.folds + 1) * boost.trees * nodes * _vectors_per_node(boost)
 
 
@@ -292,8 +293,9 @@ class Peer:
             or any(len(b) != width for b in answer.bits)
         ):
             raise self.channel.misbehaved(
-                WrongLength, f"sent sides of {len(answer.bits)} splits × {answer.rows} rows where "
-                f"{len(features)} × {self.data.universe} were due"
+                WrongLength,
+                f"sent sides of {len(answer.bits)} splits × {answer.rows} rows where "
+                f"{len(features)} × {self.data.universe} were due",
             )
         self.splits += len(features)
         return np.frombuffer(b"".join(answer.bits), np.uint8).reshape(len(features), width)
@@ -426,12 +428,7 @@ def _refit(growth: Growth, boost: Boost, node: NDArray[np.int32], train: I64, gr
 # --- active: one tree --------------------------------------------------------------------------------
 
 
-@dataclass
-class _Level:
-    """Nodes of one level that may split: their numbers, and their histograms (nodes, R, V) once known."""
-
-    nodes: list[int]
-    parents: list[I64] = field(default_factory=list)
+Families = list[tuple[int, tuple[int, ...]]]  # (parent, its children), nodes by number
 
 
 def _grow(
@@ -453,7 +450,7 @@ def _grow(
     ordered = data.ordered if peer is None else np.concatenate([data.ordered, peer.ordered])
     offsets = np.concatenate([[0], np.cumsum(sizes)])
     known: dict[int, I64] = {}
-    families: list[tuple[int, tuple[int, ...]]] = [(-1, (root,))]  # (parent, its children)
+    families: Families = [(-1, (root,))]
     for _ in range(boost.depth):
         known = _histograms(known, families, data, boost, train, node, values, units, peer)
         chosen = _choose(known, offsets, ordered, boost, units)
@@ -463,9 +460,7 @@ def _grow(
     return node
 
 
-def _quantised(
-    boost: Boost, train: I64, gradient: F64, hessian: F64, rounding: Draws
-) -> tuple[NDArray[np.int32], F64]:
+def _quantised(boost: Boost, train: I64, gradient: F64, hessian: F64, rounding: Draws) -> tuple[NDArray[np.int32], F64]:
     """Quantised gradients and hessians (and ones, to count rows): int32 (V, m), zero outside the training rows."""
     values = np.zeros((_vectors_per_node(boost), len(gradient)), np.int32)
     top = largest_value(boost)
@@ -480,7 +475,7 @@ def _quantised(
 
 def _histograms(
     known: dict[int, I64],
-    families: list[tuple[int, tuple[int, ...]]],
+    families: Families,
     data: ActiveData,
     boost: Boost,
     train: I64,
@@ -527,9 +522,7 @@ class _Chosen:
     mask: U8
 
 
-def _choose(
-    known: dict[int, I64], offsets: I64, ordered: NDArray[np.bool_], boost: Boost, units: F64
-) -> list[_Chosen]:
+def _choose(known: dict[int, I64], offsets: I64, ordered: NDArray[np.bool_], boost: Boost, units: F64) -> list[_Chosen]:
     """The best split of each node, where one gains more than γ."""
 
     def search(item: tuple[int, I64]) -> _Chosen:
@@ -545,7 +538,7 @@ def _choose(
 
 def _split(
     growth: Growth, chosen: list[_Chosen], data: ActiveData, node: NDArray[np.int32], peer: Peer | None
-) -> list[tuple[int, tuple[int, ...]]]:
+) -> Families:
     """Enter the chosen splits, ask the peer for the sides of its own, move the rows; returns the new families."""
     own = len(data.sizes)
     passive = [c for c in chosen if c.feature >= own]
@@ -556,7 +549,7 @@ def _split(
         sides = peer.sides([c.feature - own for c in passive], [c.mask for c in passive])
     number = {c.node: k for k, c in enumerate(passive)}
     split = np.full(len(growth.left), -1, np.int32)
-    families: list[tuple[int, tuple[int, ...]]] = []
+    families: Families = []
     features, lefts = [], []
     for s, c in enumerate(chosen):
         split[c.node] = s
@@ -661,11 +654,9 @@ class _Disguise:
         return int(self.feature[opaque]), np.packbits(bits, bitorder="little")
 
 
-def _kept(
-    channel: Channel, contract: Contract, message: pb.BoostFinish, asked: list[tuple[int, U8]]
-) -> PassiveResult:
+def _kept(channel: Channel, contract: Contract, message: pb.BoostFinish, asked: list[tuple[int, U8]]) -> PassiveResult:
     kept = list(message.kept)
-    if any(a >= b for a, b in zip(kept, kept[1:], strict=False)) or (kept and kept[-1] >= len(asked)):
+    if any(a >= b for a, b in pairwise(kept)) or (kept and kept[-1] >= len(asked)):
         raise channel.misbehaved(Malformed, "kept splits that were never asked for, or out of order")
     if not hmac.compare_digest(message.model_id, _model_id(channel, contract)):
         raise channel.misbehaved(Malformed, "named another model than this session's")

@@ -162,6 +162,7 @@ def open_holder(channel: Channel, matrix: Matrix, terms: Terms) -> Holder:
     shape = Shape.of(matrix)
     message = pb.MatvecShape(rows=shape.rows, samples=shape.samples, largest=shape.largest, squares=shape.squares)
     if terms.backend == "paillier":
+        _slot_bits(shape, terms)
         channel.send(message)
         key = channel.receive(pb.MatvecKey)
         try:
@@ -195,6 +196,7 @@ def open_querier(channel: Channel, shape: Shape, terms: Terms) -> Querier:
             f"announced a matrix of {said.rows} × {said.samples} where {shape.rows} × {shape.samples} was due",
         )
     if terms.backend == "paillier":
+        _slot_bits(shape, terms)
         private = paillier.generate(terms.paillier_bits)
         channel.send(pb.MatvecKey(modulus=private.public.to_bytes()))
         return _PaillierQuerier(channel, shape, terms, private)
@@ -323,8 +325,13 @@ class _PaillierHolder:
 
 
 def _slot_bits(shape: Shape, terms: Terms) -> int:
-    """Bits of one packed sum, sign included."""
-    return (shape.samples * shape.largest * terms.largest_value).bit_length() + 1
+    """Bits of one packed sum, sign included. Raises OverBudget when sums would not fit 64 bits."""
+    bits = (shape.samples * shape.largest * terms.largest_value).bit_length() + 1
+    if bits > 64:
+        raise OverBudget(
+            f"sums of {shape.samples} rows with values up to {terms.largest_value} need {bits} bits, over the 64 of a slot"
+        )
+    return bits
 
 
 # --- checks shared by the back ends ------------------------------------------------------------------

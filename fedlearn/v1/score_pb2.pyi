@@ -7,12 +7,14 @@ from typing import ClassVar as _ClassVar, Optional as _Optional
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class ScoreSides(_message.Message):
-    __slots__ = ("bits", "rows")
-    BITS_FIELD_NUMBER: _ClassVar[int]
+    __slots__ = ("first", "rows", "bits")
+    FIRST_FIELD_NUMBER: _ClassVar[int]
     ROWS_FIELD_NUMBER: _ClassVar[int]
-    bits: _containers.RepeatedScalarFieldContainer[bytes]
+    BITS_FIELD_NUMBER: _ClassVar[int]
+    first: int
     rows: int
-    def __init__(self, bits: _Optional[_Iterable[bytes]] = ..., rows: _Optional[int] = ...) -> None: ...
+    bits: _containers.RepeatedScalarFieldContainer[bytes]
+    def __init__(self, first: _Optional[int] = ..., rows: _Optional[int] = ..., bits: _Optional[_Iterable[bytes]] = ...) -> None: ...
 
 class ScoreDone(_message.Message):
     __slots__ = ()

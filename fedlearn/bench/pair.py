@@ -1,0 +1,104 @@
+"""Two processes on loopback with certificates of their own: the stage on which benchmarks run."""
+
+from __future__ import annotations
+
+import json
+import resource
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, ParamSpec, TypeVar
+
+from fedlearn import keys
+from fedlearn.channel import Channel
+from fedlearn.channel.grpc_link import dial, listen
+from fedlearn.contract import Tls
+from fedlearn.errors import FedlearnError
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+PARTIES = ("active", "passive")
+
+
+def run_pair(module: str, settings: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Run ``python -m module`` once as each party and return what each printed as JSON (active's first).
+
+    Raises:
+        FedlearnError: a party failed, with what it said.
+    """
+    with tempfile.TemporaryDirectory() as place:
+        folder = Path(place)
+        keys.create_authority(folder / "authority", "bench authority")
+        for party in PARTIES:
+            keys.issue(folder / "authority", folder / party, party)
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            settings = {**settings, "folder": place, "address": f"127.0.0.1:{probe.getsockname()[1]}"}
+        processes = [
+            subprocess.Popen(
+                [sys.executable, "-m", module, json.dumps({**settings, "party": party})],
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+            )
+            for party in PARTIES
+        ]
+        said = [process.communicate() for process in processes]
+        for party, process, (_, complaint) in zip(PARTIES, processes, said, strict=True):
+            if process.returncode:
+                raise FedlearnError(f"the {party} side of the benchmark failed: {complaint.strip()[-2000:]}")
+        active, passive = (json.loads(printed) for printed, _ in said)
+        return active, passive
+
+
+@contextmanager
+def party_channel(settings: dict[str, Any]) -> Iterator[Channel]:
+    """This process's end, inside a process started by :func:`run_pair`; the passive side listens."""
+    me = settings["party"]
+    peer = PARTIES[1 - PARTIES.index(me)]
+    folder = Path(settings["folder"]) / me
+    tls = Tls(certificate=folder / f"{me}.pem", key=folder / f"{me}.key", authority=folder / "authority.pem")
+    open_link = listen if me == "passive" else dial
+    channel = Channel(open_link(settings["address"], tls, me, peer, 60.0), me=me, peer=peer)
+    channel.session = bytes(16)  # a benchmark has no contract and so no handshake
+    try:
+        yield channel
+    except BaseException as error:
+        channel.abort(error)
+        raise
+    finally:
+        channel.close()
+
+
+def peak_mib() -> float:
+    """Largest resident memory of this process so far."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+class Clock:
+    """Seconds spent in functions, by name, summed within a round."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+
+    def timed(self, name: str, function: Callable[P, R]) -> Callable[P, R]:
+        """The function, with its time added under ``name``."""
+
+        def run(*args: P.args, **kwargs: P.kwargs) -> R:
+            started = time.perf_counter()
+            result = function(*args, **kwargs)
+            self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - started
+            return result
+
+        return run
+
+    def lap(self) -> dict[str, float]:
+        """The seconds so far; starts again from zero."""
+        seconds, self.seconds = self.seconds, {}
+        return seconds

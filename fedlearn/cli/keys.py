@@ -1,0 +1,38 @@
+"""``fedlearn keys``: an authority that both trust, and a certificate for each party."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from fedlearn import keys
+from fedlearn.cli.show import facts_table, out
+
+app = typer.Typer(help="Certificates: an authority, requests, signatures.", no_args_is_help=True)
+
+Folder = Annotated[Path, typer.Argument(help="folder to write to, or to read the authority from")]
+
+
+@app.command()
+def authority(folder: Folder, name: Annotated[str, typer.Option(help="name in the certificate")] = "fedlearn") -> None:
+    """Make a certificate authority. Keep authority.key to yourself; give authority.pem to both parties."""
+    out.print(facts_table(f"authority in {folder}", vars(keys.create_authority(folder, name))))
+
+
+@app.command()
+def request(folder: Folder, party: Annotated[str, typer.Option(help="the party's name in the contract")]) -> None:
+    """Make a party's private key and its request; the key never leaves the party."""
+    out.print(f"request for the authority: {keys.create_request(folder, party)}")
+
+
+@app.command()
+def sign(
+    folder: Folder,
+    request: Annotated[Path, typer.Option(help="the party's request")],
+    certificate: Annotated[Path, typer.Option(help="where to write the party's certificate")],
+    days: Annotated[int, typer.Option(help="how long it is valid")] = 825,
+) -> None:
+    """Sign a party's request with the authority in FOLDER."""
+    out.print(facts_table(str(certificate), vars(keys.sign_request(folder, request, certificate, days))))

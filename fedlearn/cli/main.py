@@ -1,0 +1,77 @@
+"""The command tree and the one place where errors become sentences and exit codes."""
+
+from __future__ import annotations
+
+import json
+import signal
+import sys
+from types import FrameType
+from typing import Any
+
+import typer
+
+from fedlearn import __version__
+from fedlearn.cli import agreement, bench, demo, keys, party
+from fedlearn.cli.show import err, out
+from fedlearn.errors import FedlearnError, Interrupted
+
+app = typer.Typer(
+    name="fedlearn",
+    help="Two companies that may not pool their data train one model.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+party.add_to(app)
+demo.add_to(app)
+app.add_typer(keys.app, name="keys")
+app.add_typer(agreement.contract_app, name="contract")
+app.add_typer(agreement.party_app, name="party")
+app.add_typer(bench.app, name="bench")
+
+
+@app.command()
+def version() -> None:
+    """Print the release."""
+    out.print(__version__)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run the command line and exit: 0 well done, 2 wrong usage, else the error's own code (docs/errors.md)."""
+    signal.signal(signal.SIGTERM, _terminated)
+    sys.exit(run(sys.argv[1:] if arguments is None else arguments))
+
+
+def run(arguments: list[str]) -> int:
+    """Run one command; returns the exit code."""
+    try:
+        app(arguments, standalone_mode=False)
+    except FedlearnError as error:
+        return _fail(error, as_json="--json" in arguments)
+    except (KeyboardInterrupt, typer.Abort):
+        return _fail(Interrupted("interrupted by the operator"), as_json="--json" in arguments)
+    except Exception as error:
+        show = getattr(error, "show", None)  # the command-line library's own usage errors
+        if show is None:
+            raise
+        show()
+        return int(getattr(error, "exit_code", 2))
+    return 0
+
+
+def _fail(error: FedlearnError, *, as_json: bool) -> int:
+    if as_json:
+        body = {"error": type(error).__name__, "message": str(error), "resolve": error.resolve}
+        print(json.dumps(body | {"exit_code": error.exit_code}), file=sys.stderr)
+    else:
+        err.print(f"[bold red]error:[/] {_plain(error)}", highlight=False, soft_wrap=True)
+        err.print(f"[dim]to resolve:[/] {error.resolve} (exit code {error.exit_code})", highlight=False, soft_wrap=True)
+    return error.exit_code
+
+
+def _plain(error: FedlearnError) -> str:
+    return str(error).replace("[", r"\[")
+
+
+def _terminated(number: int, frame: FrameType | None) -> Any:
+    raise KeyboardInterrupt

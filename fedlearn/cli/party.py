@@ -1,0 +1,155 @@
+"""``check``, ``align``, ``train``, ``predict``: what each party runs in its own place; and ``simulate``."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from fedlearn import jobs
+from fedlearn.cli import show
+from fedlearn.contract import load_contract, load_party
+from fedlearn.errors import OwnMistake
+
+PartyPath = Annotated[
+    Path, typer.Option("--party", "-p", envvar="FEDLEARN_PARTY", help="this party's TOML file", show_default=False)
+]
+DataPath = Annotated[Path | None, typer.Option("--data", help="read this table instead of [data] path")]
+OutPath = Annotated[Path | None, typer.Option("--out", help="write the result here instead of under [output] folder")]
+ModelPath = Annotated[Path | None, typer.Option("--model", help="folder of this side's model share")]
+Listen = Annotated[str | None, typer.Option(help="host:port to listen on instead of [network]")]
+Connect = Annotated[str | None, typer.Option(help="host:port to connect to instead of [network]")]
+Json = Annotated[bool, typer.Option("--json", help="print the result as JSON")]
+Style = Annotated[str, typer.Option("--progress", help="auto, lines, json or none")]
+Alone = Annotated[bool, typer.Option("--alone", help="check this side only; do not reach the peer")]
+
+
+def add_to(app: typer.Typer) -> None:
+    """Register the jobs on the command tree."""
+    for command in (check, align, train, predict, simulate):
+        app.command()(command)
+
+
+def check(
+    party: PartyPath,
+    alone: Alone = False,
+    data: DataPath = None,
+    listen: Listen = None,
+    connect: Connect = None,
+    as_json: Json = False,
+    style: Style = "auto",
+) -> None:
+    """Check this side's file, data and certificate, reach the peer, compare contracts; change nothing.
+
+    Example: party-a check      (and party-b check at the other end)
+    """
+    _run("check", party, as_json, style, alone=alone, overrides=_overrides(data, listen, connect))
+
+
+def align(
+    party: PartyPath,
+    data: DataPath = None,
+    out: OutPath = None,
+    listen: Listen = None,
+    connect: Connect = None,
+    as_json: Json = False,
+    style: Style = "auto",
+) -> None:
+    """Find the shared customers by private set intersection; kept for the training runs that follow."""
+    _run("align", party, as_json, style, out=out, overrides=_overrides(data, listen, connect))
+
+
+def train(
+    party: PartyPath,
+    data: DataPath = None,
+    out: OutPath = None,
+    listen: Listen = None,
+    connect: Connect = None,
+    as_json: Json = False,
+    style: Style = "auto",
+) -> None:
+    """Align, train on encrypted gradients, evaluate; each party saves its own share of the model."""
+    _run("train", party, as_json, style, out=out, overrides=_overrides(data, listen, connect))
+
+
+def predict(
+    party: PartyPath,
+    data: DataPath = None,
+    model: ModelPath = None,
+    out: OutPath = None,
+    listen: Listen = None,
+    connect: Connect = None,
+    as_json: Json = False,
+    style: Style = "auto",
+) -> None:
+    """Score new rows with the pair of model shares; the active side gets the scores.
+
+    Example: party-b predict --data new_applicants.csv
+    """
+    _run("predict", party, as_json, style, model=model, out=out, overrides=_overrides(data, listen, connect))
+
+
+def simulate(
+    parties: Annotated[list[Path], typer.Argument(help="the two party files")],
+    job: Annotated[str, typer.Option(help="check, align, train or predict")] = "train",
+    as_json: Json = False,
+    style: Style = "auto",
+) -> None:
+    """Run both parties of a job in this one process; no network, every message still serialised and checked."""
+    if len(parties) != 2 or job not in ("check", "align", "train", "predict"):
+        raise OwnMistake("simulate takes two party files and --job check, align, train or predict")
+    sides = {own.role: own for own in (jobs.prepare(load_party(path), job) for path in parties)}  # type: ignore[arg-type]
+    if set(sides) != {"active", "passive"}:
+        raise OwnMistake(f"{parties[0]} and {parties[1]} are the same side of the contract")
+    active, passive = sides["active"], sides["passive"]
+    with show.progress(active.party, style) as first, show.progress(passive.party, "none") as second:
+        results = jobs.simulate_both(job, active, passive, (first, second))  # type: ignore[arg-type]
+    if as_json:
+        print(json.dumps({"active": results[0], "passive": results[1]}))
+    else:
+        for result in results:
+            show.summary(result)
+
+
+def _overrides(data: Path | None, listen: str | None, connect: str | None) -> dict[str, Any]:
+    chosen: dict[str, Any] = {}
+    if data is not None:
+        chosen["data.path"] = data
+    if listen is not None:
+        chosen["network.listen"], chosen["network.connect"] = listen, None
+    if connect is not None:
+        chosen["network.connect"], chosen["network.listen"] = connect, None
+    return chosen
+
+
+def _run(
+    job: jobs.Job,
+    path: Path,
+    as_json: bool,
+    style: str,
+    *,
+    alone: bool = False,
+    model: Path | None = None,
+    out: Path | None = None,
+    overrides: dict[str, Any],
+) -> None:
+    if style not in ("auto", "lines", "json", "none"):
+        raise OwnMistake(f"--progress {style} is not auto, lines, json or none")
+    party = load_party(path, overrides)
+    contract = load_contract(party.contract)
+    own = jobs.prepare(party, job, model=model, out=out)
+    if alone:
+        from fedlearn.keys import check_own
+
+        summary = check_own(party.tls, party.party)
+        result: dict[str, Any] = {"job": job, "party": own.party, "rows": own.table.rows, "certificate": str(summary)}
+        print(json.dumps(result)) if as_json else show.out.print(show.facts_table(f"{own.party}: fit to run", result))
+        return
+    with show.progress(own.party, style) as report, jobs.connect(party, contract, report) as channel:
+        result = jobs.run(job, channel, own)
+    if as_json:
+        print(json.dumps(result))
+    else:
+        show.summary(result)

@@ -1,0 +1,212 @@
+"""What the operator sees: progress while a job runs, and its result as tables."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import Progress as Bars
+from rich.table import Table
+
+from fedlearn.channel.channel import Progress
+
+#: Results go to standard output, progress and errors to standard error.
+out = Console(width=None if sys.stdout.isatty() else 140)
+err = Console(stderr=True)
+
+Report = Callable[[Progress], None]
+
+
+def bars() -> Bars:
+    """Progress bars with phase, count, bytes, elapsed and remaining time."""
+    return Bars(
+        TextColumn("[bold]{task.fields[party]}"),
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=28),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[traffic]}"),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        console=err,
+    )
+
+
+def traffic(sent: int, received: int) -> str:
+    """Bytes both ways, short."""
+    return f"↑{sent / 1e6:.1f} ↓{received / 1e6:.1f} MB"
+
+
+@contextmanager
+def progress(party: str, style: str) -> Iterator[Report | None]:
+    """Show a job's progress.
+
+    Args:
+        party: whose.
+        style: ``auto`` (bars on a terminal, else lines), ``lines``, ``json`` (one object a line) or ``none``.
+    """
+    if style == "none":
+        yield None
+    elif style == "json":
+        yield _json_lines(party)
+    elif style == "lines" or not err.is_terminal:
+        yield _lines(party)
+    else:
+        with bars() as display:
+            yield _live(party, display)
+
+
+@contextmanager
+def progress_of_two(parties: tuple[str, str], quiet: bool) -> Iterator[Callable[[str, Progress], None]]:
+    """Show the progress of two parties that run on this machine; called as report(party, progress)."""
+    if quiet:
+        yield lambda party, p: None
+    elif err.is_terminal:
+        with bars() as display:
+            live = {party: _live(party, display) for party in parties}
+            yield lambda party, p: live[party](p)
+    else:
+        lines = {party: _lines(party) for party in parties}
+        yield lambda party, p: lines[party](p)
+
+
+def _live(party: str, display: Bars) -> Report:
+    tasks: dict[str, Any] = {}
+
+    def report(p: Progress) -> None:
+        if p.phase not in tasks:
+            tasks[p.phase] = display.add_task(f"{p.phase} ({p.unit})", total=p.total, party=party, traffic="")
+        display.update(tasks[p.phase], completed=p.done, total=p.total, traffic=traffic(p.bytes_sent, p.bytes_received))
+
+    return report
+
+
+def _lines(party: str, interval: float = 2.0) -> Report:
+    last: dict[str, float] = {}
+
+    def report(p: Progress) -> None:
+        now = time.monotonic()
+        if p.done < p.total and now - last.get(p.phase, -interval) < interval:
+            return
+        last[p.phase] = now
+        left = p.seconds / p.done * (p.total - p.done) if p.done else 0.0
+        print(
+            f"{party}: {p.phase} {p.done}/{p.total} {p.unit}, {traffic(p.bytes_sent, p.bytes_received)}, "
+            f"{p.seconds:.1f} s, about {left:.0f} s left",
+            file=sys.stderr,
+            flush=True,
+        )
+
+    return report
+
+
+def _json_lines(party: str, interval: float = 0.1) -> Report:
+    last: dict[str, float] = {}
+
+    def report(p: Progress) -> None:
+        now = time.monotonic()
+        if p.done < p.total and now - last.get(p.phase, -interval) < interval:
+            return
+        last[p.phase] = now
+        print(json.dumps({"progress": {"party": party, **vars(p)}}), file=sys.stderr, flush=True)
+
+    return report
+
+
+# --- results as tables -------------------------------------------------------------------------------
+
+
+def figures_table(rows: dict[str, dict[str, float]], title: str) -> Table:
+    """Figures of merit by model."""
+    table = Table(title=title, title_justify="left")
+    table.add_column("model")
+    for name in ("AUC", "KS", "log-loss"):
+        table.add_column(name, justify="right")
+    for model, row in rows.items():
+        table.add_row(model, f"{row['auc']:.4f}", f"{row['ks']:.4f}", f"{row['log_loss']:.4f}")
+    return table
+
+
+def phases_table(sides: dict[str, dict[str, dict[str, float]]]) -> Table:
+    """Seconds and bytes by phase, for one or both parties."""
+    table = Table(title="Seconds and bytes by phase", title_justify="left")
+    table.add_column("phase")
+    for party in sides:
+        table.add_column(f"{party} s", justify="right")
+        table.add_column(f"{party} sent", justify="right")
+    names = list(dict.fromkeys(name for phases in sides.values() for name in phases))
+    for name in names:
+        cells = [name]
+        for phases in sides.values():
+            phase = phases.get(name)
+            cells += [f"{phase['seconds']:.2f}", _size(phase["bytes_sent"])] if phase else ["", ""]
+        table.add_row(*cells)
+    return table
+
+
+def ledger_table(lines: list[dict[str, Any]], kl_nats: float) -> Table:
+    """Who learned what: the same on both sides."""
+    table = Table(title="Leakage ledger (identical on both sides)", title_justify="left")
+    table.add_column("message", overflow="fold")
+    table.add_column("from → to", overflow="fold")
+    table.add_column("what the receiver learns", ratio=1)
+    table.add_column("values", justify="right", no_wrap=True)
+    table.add_column("bytes", justify="right", no_wrap=True)
+    for line in lines:
+        table.add_row(
+            f"{line['protocol']}.{line['message']}",
+            f"{line['sender']} → {line['receiver']}",
+            line["reveals"],
+            f"{line['values']:,}" if line["values"] else "",
+            _size(line["bytes"]),
+        )
+    table.caption = f"noise of all encrypted answers together leaks at most {kl_nats:.2g} nats"
+    table.caption_justify = "left"
+    return table
+
+
+def facts_table(title: str, facts: dict[str, Any]) -> Table:
+    """Plain names and values."""
+    table = Table(title=title, title_justify="left", show_header=False)
+    table.add_column("name")
+    table.add_column("value")
+    for name, value in facts.items():
+        table.add_row(name, f"{value:,}" if isinstance(value, int) else str(value))
+    return table
+
+
+def importance_table(importance: dict[str, dict[str, float]], most: int = 12) -> Table:
+    """Gain and splits by feature; the peer's features under opaque names."""
+    table = Table(title="Importance", title_justify="left")
+    table.add_column("feature")
+    table.add_column("gain", justify="right")
+    table.add_column("splits", justify="right")
+    for name, entry in list(importance.items())[:most]:
+        table.add_row(name, f"{entry['gain']:,.1f}", f"{int(entry['splits'])}")
+    return table
+
+
+def summary(result: dict[str, Any]) -> None:
+    """A job's result on one side."""
+    skip = {"phases", "ledger", "joint", "alone", "importance", "validation_log_loss", "splits_by_feature", "skipped"}
+    facts = {name: value for name, value in result.items() if name not in skip and value is not None}
+    out.print(facts_table(f"{result['party']}: {result['job']}", facts))
+    if "joint" in result:
+        models = {f"{result['party']} alone": result["alone"], "joint": result["joint"]}
+        out.print(figures_table(models, "Cross-validated on held-out rows, same learner, same folds"))
+    if "importance" in result:
+        out.print(importance_table(result["importance"]))
+    out.print(phases_table({result["party"]: result["phases"]}))
+    out.print(ledger_table(result["ledger"], result["kl_nats"]))
+
+
+def _size(count: float) -> str:
+    for unit, scale in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if count >= scale:
+            return f"{count / scale:.1f} {unit}"
+    return f"{count:.0f} B"

@@ -1,0 +1,389 @@
+"""What two parties do together: check, align, train, predict. Each job is one function that both sides run.
+
+A job has three parts. :func:`prepare` checks everything on this side before anybody connects. The job function talks
+through a channel (gRPC, or memory in :func:`simulate_both`) and writes its result beside its final place. Only when both
+sides have parted with the same ledger is the result moved there.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pyarrow as pa
+from pyarrow import feather
+
+from fedlearn.channel import Channel, Limits, simulate
+from fedlearn.channel.channel import Progress
+from fedlearn.contract import Contract, PartyFile, load_contract
+from fedlearn.crypto.lwe import Plan
+from fedlearn.data import Binning, PartyTable, fit_binning, load_table
+from fedlearn.errors import BadLabel, NotInContract, WrongModel
+from fedlearn.keys import check_own
+from fedlearn.models import share as shares
+from fedlearn.protocols import align, boost, handshake, matvec, score
+from fedlearn.protocols.align import Alignment
+from fedlearn.report.metrics import figures, probabilities
+
+Job = Literal["check", "align", "train", "predict"]
+Summary = dict[str, Any]
+OnProgress = Callable[[Progress], None]
+
+
+@dataclass(frozen=True)
+class Own:
+    """One side, checked and ready to meet the other.
+
+    Attributes:
+        party: its name.
+        role: ``active`` or ``passive`` under the contract.
+        contract: what both agreed to.
+        table: its own rows.
+        folder: where the job's result goes; nothing is there yet.
+        share: its share of the model to score with (``predict`` only).
+        on_file: an alignment made earlier from exactly this table under exactly this contract, if there is one.
+    """
+
+    party: str
+    role: str
+    contract: Contract
+    table: PartyTable
+    folder: Path
+    share: shares.Share | None = None
+    on_file: Alignment | None = None
+
+    @property
+    def model_id(self) -> bytes:
+        """The model that both shares must form; empty unless the job scores."""
+        return self.share.model_id if self.share else b""
+
+
+def prepare(party: PartyFile, job: Job, *, model: Path | None = None, out: Path | None = None) -> Own:
+    """Check this side's contract, data, budget and output before anything is sent.
+
+    Args:
+        party: the party file.
+        job: what is to be done.
+        model: for ``predict``, the folder of this side's share; ``<output>/model`` by default.
+        out: where the result goes; ``<output>/<name of the result>`` by default.
+
+    Raises:
+        OwnMistake, Refused: with the file, field or column.
+    """
+    contract = load_contract(party.contract)
+    contract.check_not_expired()
+    role = contract.role_of(party.party)
+    results = {"check": "check", "align": "alignment", "train": "model", "predict": "predictions"}
+    folder = out or party.output.folder / results[job]
+    if job != "check":
+        shares.refuse_existing(folder)
+    if job in ("train", "predict") and contract.align.mode == "cardinality":
+        raise NotInContract(
+            f"contract {contract.name!r} aligns by cardinality, which gives a count and no rows to {job} on"
+        )
+    share = None
+    if job == "predict":
+        share = shares.load(model or party.output.folder / "model", contract, party.party)
+        if isinstance(share, shares.ActiveShare) != (role == "active"):
+            raise WrongModel(f"the share of {party.party!r} is not that of the {role} side")
+    label = contract.label if role == "active" and job in ("check", "train") else None
+    side = contract.side(role)
+    table = load_table(party.data, contract.align.key, side.features, label, contract.budget.rows)
+    if job in ("check", "train"):
+        budget_plan(contract, role, table)
+    on_file = _alignment_on_file(party.output.folder / "alignment", contract, table)
+    return Own(party.party, role, contract, table, folder, share, on_file)
+
+
+def budget_plan(contract: Contract, role: str, table: PartyTable) -> Plan | None:
+    """The plan that training would use at most: all own rows aligned, all passive bins used.
+
+    Raises:
+        OverBudget: no plan fits, so training would be refused.
+    """
+    settings = contract.boost
+    terms = matvec.Terms.of(contract, largest_value=boost.largest_value(settings), vectors=boost.most_vectors(settings))
+    if role == "passive":
+        sizes = fit_binning(table, settings.bins, contract.passive.features).offsets
+        shape = matvec.Shape.indicator(np.diff(sizes), table.rows)
+    else:
+        sizes = np.full(len(contract.passive.features), settings.bins + 1)
+        shape = matvec.Shape.indicator(sizes, table.rows)
+    return shape.plan(terms) if terms.backend == "lwe" else None
+
+
+@contextmanager
+def connect(party: PartyFile, contract: Contract, on_progress: OnProgress | None = None) -> Iterator[Channel]:
+    """A channel to the peer over gRPC with mutual TLS; an error inside tells the peer and ends it.
+
+    Raises:
+        BadCertificate: before anything is sent.
+        PeerTrouble: nobody there, or somebody else.
+    """
+    from fedlearn.channel.grpc_link import dial, listen
+
+    check_own(party.tls, party.party)
+    network, peer = party.network, contract.peer_of(party.party)
+    if network.listen is not None:
+        link = listen(network.listen, party.tls, party.party, peer, network.connect_seconds)
+    else:
+        link = dial(str(network.connect), party.tls, party.party, peer, network.connect_seconds)
+    limits = Limits(silence=network.silence_seconds, step=network.step_seconds)
+    channel = Channel(link, me=party.party, peer=peer, limits=limits, on_progress=on_progress)
+    try:
+        yield channel
+    except BaseException as error:
+        channel.abort(error)
+        raise
+    finally:
+        channel.close()
+
+
+def run(job: Job, channel: Channel, own: Own) -> Summary:
+    """Run a job over a channel; both sides call this with the same ``job``.
+
+    Returns:
+        What this side may tell its operator: rows, seconds and bytes by phase, ledger, figures, where files are.
+    """
+    handshake.greet(channel, own.contract, role=own.role, job=job, model_id=own.model_id)
+    return {"check": _check, "align": _align, "train": _train, "predict": _predict}[job](channel, own)
+
+
+def simulate_both(
+    job: Job, active: Own, passive: Own, on_progress: tuple[OnProgress | None, OnProgress | None] = (None, None)
+) -> tuple[Summary, Summary]:
+    """Both sides of a job in one process; every message is still serialised, checked and counted."""
+
+    def play(own: Own, progress: OnProgress | None) -> Callable[[Channel], Summary]:
+        def role(channel: Channel) -> Summary:
+            channel.on_progress = progress
+            return run(job, channel, own)
+
+        return role
+
+    names = (active.party, passive.party)
+    return simulate(play(active, on_progress[0]), play(passive, on_progress[1]), names=names)
+
+
+# --- the jobs ----------------------------------------------------------------------------------------
+
+
+def _check(channel: Channel, own: Own) -> Summary:
+    """Greet, compare sizes, part; nothing is written and no row is touched."""
+    rows, features = handshake.exchange_readiness(channel, own.table.rows, len(own.table.columns))
+    handshake.part(channel)
+    settings = own.contract.boost
+    plan = budget_plan(own.contract, own.role, own.table)
+    return _summary(channel, own, "check") | {
+        "peer_rows": rows,
+        "peer_features": features,
+        "most_vectors": boost.most_vectors(settings),
+        "query_megabytes": plan.query_bytes * boost.most_vectors(settings) / 1e6 if plan else None,
+        "hint_megabytes": plan.hint_bytes / 1e6 if plan else None,
+        "kl_nats_at_most": plan.kl_total if plan else 0.0,
+    }
+
+
+def _align(channel: Channel, own: Own) -> Summary:
+    """Private set intersection; the result is kept for later runs."""
+    alignment = _aligned(channel, own)
+    with shares.staged(own.folder) as folder:
+        _save_alignment(folder, alignment, own)
+        summary = _summary(channel, own, "align") | _alignment_facts(alignment)
+        handshake.part(channel)
+        _write_run(folder, summary)
+    return summary
+
+
+def _train(channel: Channel, own: Own) -> Summary:
+    """Align, then boost; both sides keep their share or neither does."""
+    alignment = _aligned(channel, own)
+    with shares.staged(own.folder) as folder:
+        if own.role == "active":
+            facts = _train_active(channel, own, alignment, folder)
+        else:
+            facts = _train_passive(channel, own, alignment, folder)
+        boost.exchange_saved(channel)
+        summary = _summary(channel, own, "train") | _alignment_facts(alignment) | facts
+        handshake.part(channel)
+        _write_run(folder, summary)
+    return summary
+
+
+def _train_active(channel: Channel, own: Own, alignment: Alignment, folder: Path) -> Summary:
+    contract, settings = own.contract, own.contract.boost
+    rows, position = own_order(alignment)
+    table = own.table.take(rows)
+    if table.label is None:
+        raise BadLabel(f"the table of {own.party!r} was read without its label")
+    binning = fit_binning(table, settings.bins, contract.active.features)
+    sizes, ordered = _layout(binning)
+    data = boost.ActiveData(binning.transform(table), sizes, ordered, table.label, position, alignment.size)
+    result = boost.train_active(channel, contract, data)
+    forest = result.fit.forest
+    share = shares.ActiveShare(result.model_id, binning, forest, len(forest.passive_splits))
+    shares.save(share, folder, contract, own.party)
+    names = tuple(f.name for f in binning.features)
+    facts: Summary = {
+        "model_id": result.model_id.hex(),
+        "trees": forest.trees,
+        "validation_log_loss": result.fit.history,
+        "importance": forest.importance(names, contract.passive.name),
+        "base_rate": float(table.label.mean()),
+    }
+    if settings.folds:
+        with channel.phase("alone"):
+            _, alone = boost.cross_validate(data, settings, None)
+        facts["joint"] = figures(table.label, result.held_out)
+        facts["alone"] = figures(table.label, alone)
+        _write_held_out(folder / "held_out.csv", table, result.fold, result.held_out, alone)
+    return facts
+
+
+def _train_passive(channel: Channel, own: Own, alignment: Alignment, folder: Path) -> Summary:
+    contract = own.contract
+    table = own.table.take(alignment.rows)
+    binning = fit_binning(table, contract.boost.bins, contract.passive.features)
+    data = boost.PassiveData(binning.transform(table), *_layout(binning))
+    result = boost.train_passive(channel, contract, data)
+    share = shares.PassiveShare(result.model_id, binning, result.feature, result.masks)
+    shares.save(share, folder, contract, own.party)
+    used = np.bincount(result.feature, minlength=len(binning.features))
+    return {
+        "model_id": result.model_id.hex(),
+        "splits_by_feature": {f.name: int(n) for f, n in zip(binning.features, used, strict=True)},
+    }
+
+
+def _predict(channel: Channel, own: Own) -> Summary:
+    """Align new rows, evaluate both shares; the active side gets the scores."""
+    alignment = _aligned(channel, own)
+    with shares.staged(own.folder) as folder:
+        facts: Summary = {}
+        with channel.phase("score"):
+            if isinstance(own.share, shares.ActiveShare):
+                rows, position = own_order(alignment)
+                table = own.table.take(rows)
+                bins = own.share.binning.transform(table)
+                margins = score.score_active(
+                    channel, own.share.forest, own.share.passive_splits, bins, position, alignment.size
+                )
+                _write_scores(folder / "scores.csv", table, margins)
+                facts["rows_scored"] = len(margins)
+            elif isinstance(own.share, shares.PassiveShare):
+                bins = own.share.binning.transform(own.table.take(alignment.rows))
+                score.score_passive(channel, own.share.feature, own.share.masks, bins)
+        summary = _summary(channel, own, "predict") | _alignment_facts(alignment) | facts
+        handshake.part(channel)
+        _write_run(folder, summary)
+    return summary
+
+
+# --- alignment ---------------------------------------------------------------------------------------
+
+
+def own_order(alignment: Alignment) -> tuple[np.ndarray[Any, np.dtype[np.int64]], np.ndarray[Any, np.dtype[np.int64]]]:
+    """The active side's aligned rows in its own order, and their places in the shared order.
+
+    Its own order does not change from run to run, so folds and rounding repeat; the shared order is random.
+
+    Returns:
+        rows: int64 (m,), ascending; and position: int64 (m,).
+    """
+    position = np.flatnonzero(alignment.rows >= 0)
+    position = position[np.argsort(alignment.rows[position], kind="stable")]
+    return alignment.rows[position], position
+
+
+def _aligned(channel: Channel, own: Own) -> Alignment:
+    role = align.align_active if own.role == "active" else align.align_passive
+    return role(channel, own.table.ids, own.contract, own.on_file)
+
+
+def _alignment_facts(alignment: Alignment) -> Summary:
+    return {"mode": alignment.mode, "rows_common_order": alignment.size, "rows_shared": alignment.shared}
+
+
+def _save_alignment(folder: Path, alignment: Alignment, own: Own) -> None:
+    feather.write_feather(pa.table({"row": pa.array(alignment.rows, pa.int64())}), folder / "rows.arrow")
+    head = {
+        "contract_hash": own.contract.hash().hex(),
+        "data": own.table.fingerprint().hex(),
+        "alignment_id": alignment.id.hex(),
+        "mode": alignment.mode,
+        "size": alignment.size,
+        "shared": alignment.shared,
+    }
+    (folder / "alignment.json").write_text(json.dumps(head, indent=1) + "\n", encoding="utf-8")
+
+
+def _alignment_on_file(folder: Path, contract: Contract, table: PartyTable) -> Alignment | None:
+    """The alignment kept in ``folder`` if it is of this very contract and table; otherwise align anew."""
+    if not (folder / "alignment.json").exists():
+        return None
+    try:
+        head = json.loads((folder / "alignment.json").read_text(encoding="utf-8"))
+        if head["contract_hash"] != contract.hash().hex() or head["data"] != table.fingerprint().hex():
+            return None
+        rows = feather.read_table(folder / "rows.arrow")["row"].to_numpy()
+        return Alignment(bytes.fromhex(head["alignment_id"]), head["mode"], head["size"], head["shared"], rows)
+    except (OSError, ValueError, KeyError, TypeError, pa.ArrowException) as error:
+        raise WrongModel(f"the alignment in {folder} is damaged: {error}") from None
+
+
+# --- results -----------------------------------------------------------------------------------------
+
+
+def _layout(binning: Binning) -> tuple[np.ndarray[Any, np.dtype[np.int64]], np.ndarray[Any, np.dtype[np.bool_]]]:
+    """Bins of each feature, int64 (F,), and whether they are ordered, bool (F,)."""
+    return np.diff(binning.offsets), np.array([f.kind == "number" for f in binning.features], np.bool_)
+
+
+def _summary(channel: Channel, own: Own, job: Job) -> Summary:
+    return {
+        "job": job,
+        "party": own.party,
+        "role": own.role,
+        "contract": own.contract.name,
+        "contract_hash": own.contract.hash().hex(),
+        "session": channel.session.hex(),
+        "pid": os.getpid(),
+        "rows": own.table.rows,
+        "skipped": own.table.skipped,
+        "bytes_sent": channel.bytes_sent,
+        "bytes_received": channel.bytes_received,
+        "phases": {name: vars(phase).copy() for name, phase in channel.phases.items()},
+        "kl_nats": channel.ledger.kl_nats,
+        "ledger": channel.ledger.lines(),
+        "folder": str(own.folder),
+    }
+
+
+def _write_run(folder: Path, summary: Summary) -> None:
+    (folder / "run.json").write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
+
+
+def _write_scores(path: Path, table: PartyTable, margins: np.ndarray[Any, np.dtype[np.float64]]) -> None:
+    with path.open("w", newline="", encoding="utf-8") as out:
+        writer = csv.writer(out)
+        writer.writerow(["id", "probability", "log_odds"])
+        for i, p, m in zip(table.ids.to_pylist(), probabilities(margins), margins, strict=True):
+            writer.writerow([i, f"{p:.6f}", repr(float(m))])
+
+
+def _write_held_out(path: Path, table: PartyTable, fold: Any, joint: Any, alone: Any) -> None:
+    if table.label is None:
+        return
+    with path.open("w", newline="", encoding="utf-8") as out:
+        writer = csv.writer(out)
+        writer.writerow(["id", "fold", "label", "probability_joint", "probability_alone"])
+        rows = zip(table.ids.to_pylist(), fold, table.label, probabilities(joint), probabilities(alone), strict=True)
+        for i, f, y, p, q in rows:
+            writer.writerow([i, int(f), int(y), f"{p:.6f}", f"{q:.6f}"])

@@ -1,0 +1,188 @@
+"""Saving and loading one party's share of a model: ``share.json`` and one Arrow table, nothing executable.
+
+A share names the contract it was trained under (by hash), the party it belongs to and the model both shares form. It is
+written beside its final place and moved there in one step, so a broken run leaves nothing half-written.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+from pyarrow import feather
+
+from fedlearn.contract import Contract
+from fedlearn.data.binning import Binning
+from fedlearn.errors import FileMissing, OutputExists, WrongModel
+from fedlearn.kernels.trees import MASK
+from fedlearn.models.forest import Forest
+
+FORMAT = 1
+_COLUMNS = {
+    "feature": pa.int32(), "opaque": pa.int32(), "left": pa.int32(), "value": pa.float64(),
+    "gain": pa.float64(), "cover": pa.float64(), "size": pa.int64(),
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class ActiveShare:
+    """The active side's half: its binning, its trees, and how many splits the passive half has."""
+
+    model_id: bytes
+    binning: Binning
+    forest: Forest
+    passive_splits: int
+
+
+@dataclass(frozen=True)
+class PassiveShare:
+    """The passive side's half: its binning, and for each of its splits the feature and the bins that go left.
+
+    Attributes:
+        feature: int64 (S,), number of the feature in ``binning``.
+        masks: uint8 (S, 32).
+    """
+
+    model_id: bytes
+    binning: Binning
+    feature: NDArray[np.int64]
+    masks: NDArray[np.uint8]
+
+
+Share = ActiveShare | PassiveShare
+
+
+def refuse_existing(folder: Path) -> None:
+    """Raises OutputExists when there is anything at ``folder``: nothing is ever overwritten."""
+    if folder.exists():
+        raise OutputExists(f"{folder} already exists")
+
+
+@contextmanager
+def staged(folder: Path) -> Iterator[Path]:
+    """A temporary folder beside ``folder`` that becomes it when the block ends well, and vanishes when it does not.
+
+    Raises:
+        OutputExists: there is something at ``folder`` already, before or after the block.
+    """
+    refuse_existing(folder)
+    partial = folder.with_name(f".{folder.name}.partial-{os.getpid()}")
+    partial.mkdir(parents=True)
+    try:
+        yield partial
+        refuse_existing(folder)
+        partial.rename(folder)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def save(share: Share, folder: Path, contract: Contract, party: str) -> None:
+    """Write a share into ``folder``, which exists."""
+    table = _forest_table(share.forest) if isinstance(share, ActiveShare) else _split_table(share)
+    feather.write_feather(table, folder / "share.arrow", compression="zstd")
+    head: dict[str, Any] = {
+        "format": FORMAT,
+        "role": "active" if isinstance(share, ActiveShare) else "passive",
+        "party": party,
+        "peer": contract.peer_of(party),
+        "contract": contract.name,
+        "contract_hash": contract.hash().hex(),
+        "model_id": share.model_id.hex(),
+        "arrow_sha256": hashlib.sha256((folder / "share.arrow").read_bytes()).hexdigest(),
+        "binning": share.binning.to_json(),
+    }
+    if isinstance(share, ActiveShare):
+        head |= {
+            "base": share.forest.base,
+            "roots": share.forest.roots.tolist(),
+            "passive_splits": share.passive_splits,
+        }
+    (folder / "share.json").write_text(json.dumps(head, indent=1) + "\n", encoding="utf-8")
+
+
+def load(folder: Path, contract: Contract, party: str) -> Share:
+    """Read and check this party's share.
+
+    Raises:
+        FileMissing: there is no share in ``folder``.
+        WrongModel: it is damaged, or belongs to another contract or party.
+    """
+    try:
+        head = json.loads((folder / "share.json").read_text(encoding="utf-8"))
+        raw = (folder / "share.arrow").read_bytes()
+    except OSError as error:
+        raise FileMissing(f"no model share in {folder}: {error.strerror}") from None
+    except ValueError:
+        raise WrongModel(f"{folder / 'share.json'} is damaged: not JSON") from None
+    if not isinstance(head, dict) or head.get("format") != FORMAT:
+        raise WrongModel(f"{folder / 'share.json'} is not a model share of this release")
+    if head.get("party") != party:
+        raise WrongModel(f"the share in {folder} belongs to party {head.get('party')!r}, not to {party!r}")
+    if head.get("contract_hash") != contract.hash().hex():
+        raise WrongModel(f"the share in {folder} was trained under another contract than {contract.name!r}")
+    if head.get("arrow_sha256") != hashlib.sha256(raw).hexdigest():
+        raise WrongModel(f"{folder / 'share.arrow'} is damaged: its hash differs from share.json's")
+    try:
+        table = feather.read_table(pa.BufferReader(raw))
+        binning = Binning.from_json(head["binning"])
+        model_id = bytes.fromhex(head["model_id"])
+        if head["role"] == "active":
+            share: Share = ActiveShare(model_id, binning, _forest(table, head), int(head["passive_splits"]))
+        else:
+            share = PassiveShare(model_id, binning, table["feature"].to_numpy(), _masks(table))
+        _check(share)
+    except (KeyError, TypeError, ValueError, pa.ArrowException) as error:
+        raise WrongModel(f"the share in {folder} is damaged: {error}") from None
+    return share
+
+
+def _forest_table(forest: Forest) -> pa.Table:
+    columns = {name: pa.array(getattr(forest, name), kind) for name, kind in _COLUMNS.items()}
+    return pa.table({**columns, "mask": _mask_column(forest.masks)})
+
+
+def _split_table(share: PassiveShare) -> pa.Table:
+    return pa.table({"feature": pa.array(share.feature, pa.int64()), "mask": _mask_column(share.masks)})
+
+
+def _mask_column(masks: NDArray[np.uint8]) -> pa.Array:
+    return pa.FixedSizeBinaryArray.from_buffers(pa.binary(MASK), len(masks), [None, pa.py_buffer(masks.tobytes())])
+
+
+def _masks(table: pa.Table) -> NDArray[np.uint8]:
+    raw = b"".join(table["mask"].to_pylist())
+    return np.frombuffer(raw, np.uint8).reshape(table.num_rows, MASK)
+
+
+def _forest(table: pa.Table, head: dict[str, Any]) -> Forest:
+    arrays = {name: table[name].cast(kind).to_numpy() for name, kind in _COLUMNS.items()}
+    return Forest(base=float(head["base"]), roots=np.array(head["roots"], np.int32), masks=_masks(table), **arrays)
+
+
+def _check(share: Share) -> None:
+    """Indices within bounds and children after parents, so that walking a tree ends. Raises ValueError."""
+    features = len(share.binning.features)
+    if len(share.model_id) != 16:
+        raise ValueError("model_id is not 16 bytes")
+    if isinstance(share, PassiveShare):
+        if len(share.feature) and not 0 <= share.feature.min() <= share.feature.max() < features:
+            raise ValueError("a split names a feature that does not exist")
+        return
+    forest = share.forest
+    nodes, split = len(forest.left), forest.left >= 0
+    if np.any(forest.left[split] <= np.flatnonzero(split)) or np.any(forest.left[split] + 1 >= nodes):
+        raise ValueError("a child does not follow its parent")
+    if np.any(forest.feature[split] >= features) or np.any(forest.feature[split] < -share.passive_splits):
+        raise ValueError("a node names a split that does not exist")
+    if len(forest.roots) and not 0 <= forest.roots.min() <= forest.roots.max() < nodes:
+        raise ValueError("a tree has no root")

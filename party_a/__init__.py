@@ -1,0 +1,1 @@
+"""Party A: its settings and its launcher."""

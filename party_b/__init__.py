@@ -1,0 +1,1 @@
+"""Party B: its settings and its launcher."""
