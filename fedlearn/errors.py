@@ -72,14 +72,14 @@ class DuplicateIds(OwnMistake):
     """An identifier that occurs in more than one row after normalisation."""
 
     exit_code = 22
-    resolve = "Keep one row per identifier, or agree duplicates = \"first\" in the contract."
+    resolve = 'Keep one row per identifier, or agree duplicates = "first" in the contract.'
 
 
 class NullIds(OwnMistake):
     """Rows without an identifier."""
 
     exit_code = 23
-    resolve = "Drop the rows without identifier, or agree nulls = \"drop\" in the contract."
+    resolve = 'Drop the rows without identifier, or agree nulls = "drop" in the contract.'
 
 
 class BadLabel(OwnMistake):
@@ -197,7 +197,7 @@ class PeerSilent(PeerTrouble):
     """The peer is connected but has sent neither message nor heartbeat for too long, or a step took too long."""
 
     exit_code = 53
-    resolve = "See whether the peer hangs or is overloaded; raise [network] silence_seconds or step_seconds if it is slow."
+    resolve = "See whether the peer hangs; raise [network] silence_seconds or step_seconds if it is merely slow."
 
 
 class PeerAborted(PeerTrouble):

@@ -1,8 +1,8 @@
 """What two parties do together: check, align, train, predict. Each job is one function that both sides run.
 
 A job has three parts. :func:`prepare` checks everything on this side before anybody connects. The job function talks
-through a channel (gRPC, or memory in :func:`simulate_both`) and writes its result beside its final place. Only when both
-sides have parted with the same ledger is the result moved there.
+through a channel (gRPC, or memory in :func:`simulate_both`) and writes its result beside its final place. Only when
+both sides have parted with the same ledger is the result moved there.
 """
 
 from __future__ import annotations

@@ -50,9 +50,7 @@ def rows_of(given: dict[str, Any]) -> tuple[slow.Rows, int, int]:
     matrix = given["matrix"]
     if given["kind"] == "dense":
         return matrix, 255, 255**2 * len(matrix) * len(matrix[0])
-    rows = [
-        [int(b == v) for b in bins] for bins, size in zip(matrix, given["sizes"], strict=True) for v in range(size)
-    ]
+    rows = [[int(b == v) for b in bins] for bins, size in zip(matrix, given["sizes"], strict=True) for v in range(size)]
     return rows, 1, len(matrix) * len(matrix[0])
 
 
@@ -61,9 +59,7 @@ def expected(given: dict[str, Any]) -> dict[str, Any]:
     key = {use: bytes.fromhex(text) for use, text in given["keys"].items()}
     matrix, largest, squares = rows_of(given)
     values, samples = given["values"], len(matrix[0])
-    plan = slow.plan(
-        len(matrix), samples, largest, squares, given["largest_value"], given["vectors"], given["kl_nats"]
-    )
+    plan = slow.plan(len(matrix), samples, largest, squares, given["largest_value"], given["vectors"], given["kl_nats"])
     assert plan is not None
     delta = 2**plan.shift
     a = slow.public_elements(key["seed"], samples)

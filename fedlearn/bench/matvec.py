@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from fedlearn.bench.pair import Clock, party_channel, peak_mib, run_pair
 from fedlearn.channel import Channel
+from fedlearn.contract import Budget
 from fedlearn.crypto import lwe, paillier
 from fedlearn.crypto.matrix import Indicator
 from fedlearn.protocols import matvec
@@ -97,7 +98,7 @@ def _expected(matrix: Indicator, vectors: NDArray[np.int32]) -> NDArray[np.int64
 
 
 def _terms(size: Size, backend: str, rounds: int) -> matvec.Terms:
-    return matvec.Terms(backend, 3072, size.largest_value, size.vectors * rounds, 2.0**-10)
+    return matvec.Terms(backend, 3072, size.largest_value, size.vectors * rounds, Budget().kl_nats)
 
 
 def _medians(laps: list[dict[str, float]]) -> dict[str, float]:

@@ -217,7 +217,7 @@ def encrypt(values: NDArray[np.int32], public: F64, plan: Plan, draws: Draws | N
     Returns:
         ciphertext: K·plan.query_bytes bytes, and secrets: int8 (K, N). A secret serves one query, ever.
     """
-    count, samples = values.shape
+    count = len(values)
     secrets = (draws or Draws()).ternary(count, N)
     transforms = np.empty((count, 2, H))
     lattice.transform_small(secrets, transforms)

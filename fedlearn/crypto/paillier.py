@@ -229,7 +229,7 @@ def encrypt(vectors: NDArray[np.int64], slot_bits: int, private: PrivateKey) -> 
     return _to_bytes(map(ciphertext, range(len(plain))), private.public)
 
 
-def respond_indicator(  # noqa: PLR0917
+def respond_indicator(
     bins: NDArray[np.uint8], offsets: NDArray[np.int64], query: bytes, count: int, slot_bits: int, public: PublicKey
 ) -> bytes:
     """The encrypted sums of the vectors over each bin of each feature.

@@ -47,7 +47,7 @@ def binomial40(low: NDArray[np.uint32], high: U8, i: int) -> np.uint64:
     The difference of two sums of 20 bits has the same distribution as the sum of 40 bits minus 20.
     """
     bits = (np.uint64(low[i]) << np.uint64(8)) | np.uint64(high[i])
-    return _ones(bits) - np.uint64(20)
+    return _ones(bits) - np.uint64(20)  # type: ignore[call-arg]
 
 
 @njit(**_FLAGS)

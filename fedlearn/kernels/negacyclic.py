@@ -127,7 +127,9 @@ def _pairs(re: F64, im: F64) -> None:
 
 
 @intrinsic
-def _transpose8(typing_context: Any, target: Any, target_at: Any, target_step: Any, source: Any, at: Any, step: Any) -> Any:
+def _transpose8(
+    typing_context: Any, target: Any, target_at: Any, target_step: Any, source: Any, at: Any, step: Any
+) -> Any:
     """Transpose an 8 × 8 tile of float64 in registers: three rounds of shuffles that any vector unit can do.
 
     Left to itself LLVM turns a transposition into gathers, which cost more than the whole transform.
@@ -166,7 +168,7 @@ def _transpose(source: F64, target: F64, rows: int, columns: int) -> None:
     """target[column][row] = source[row][column]; both flat, both sides multiples of 8."""
     for row in range(0, rows, 8):
         for column in range(0, columns, 8):
-            _transpose8(target, column * rows + row, rows, source, row * columns + column, columns)
+            _transpose8(target, column * rows + row, rows, source, row * columns + column, columns)  # type: ignore[call-arg]
 
 
 @njit(**_FLAGS)

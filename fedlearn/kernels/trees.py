@@ -99,6 +99,41 @@ def _set_bit(mask: U8, b: int) -> None:
 
 
 @njit(**_FLAGS)
+def _empty(sums: I64, b: int) -> bool:
+    return not sums[b].any()
+
+
+@njit(**_FLAGS)
+def _left_bins(sums: I64, order: I64, cut: int, ordered: bool, heavier_left: bool, mask: U8) -> None:
+    """Set the regular bins of one feature that go left when ``order`` is cut after place ``cut``.
+
+    Where bins that are empty in this node go changes no sum, but other rows may be in them, so it must not depend on
+    the direction in which the peer numbered its bins: in an order they go with the nearest bin that is not empty (the
+    one midway with the heavier child), in a category with the heavier child.
+    """
+    regular = len(order)
+    mask[:] = 0
+    if not ordered:
+        for c in range(regular):
+            if heavier_left if _empty(sums, order[c]) else c <= cut:
+                _set_bit(mask, order[c])
+        return
+    below, above = cut, cut + 1
+    while below >= 0 and _empty(sums, below):
+        below -= 1
+    while above < regular and _empty(sums, above):
+        above += 1
+    twice_middle = below + above
+    if below < 0:
+        twice_middle = -1  # only missing values go left
+    elif above == regular:
+        twice_middle = 2 * regular  # only missing values go right
+    for b in range(regular):
+        if 2 * b < twice_middle or (2 * b == twice_middle and heavier_left):
+            _set_bit(mask, b)
+
+
+@njit(**_FLAGS)
 def best_split(
     sums: I64, offsets: I64, ordered: B1, units: F64, l2: float, least_weight: float, least_size: int, mask: U8
 ) -> tuple[float, int]:
@@ -106,7 +141,7 @@ def best_split(
 
     Bins of an ordered feature are cut between neighbours; those of a category first sorted by gradient over
     hessian (Fisher, JASA 1958: the best subset is a prefix of that order). The last bin of a feature holds
-    missing values and tries both sides. Bins that are empty in this node go with the heavier child.
+    missing values and tries both sides; where this node has none, it goes with the heavier child.
 
     Args:
         sums: int64 (R, V): quantised gradient, hessian and, when V is 3, row count of each bin.
@@ -135,7 +170,7 @@ def best_split(
         whole = _score(tg * units[0], th * units[1], l2)
         mg, mh = sums[last, 0], sums[last, 1]
         mn = sums[last, 2] if counted else 0
-        empty = mg == 0 and mh == 0 and mn == 0
+        none_missing = _empty(sums, last)
         order = np.arange(regular)
         if not ordered[f]:
             ratio = np.empty(regular)
@@ -150,7 +185,7 @@ def best_split(
             h += sums[r, 1]
             if counted:
                 n += sums[r, 2]
-            for missing_left in range(1 if empty else 2):
+            for missing_left in range(1 if none_missing else 2):
                 gl, hl, nl = g, h, n
                 if missing_left:
                     gl, hl, nl = g + mg, h + mh, n + mn
@@ -163,15 +198,8 @@ def best_split(
                 if gain > best:
                     best, best_feature = gain, f
                     heavier_left = hl > hr
-                    mask[:] = 0
-                    for c in range(regular):
-                        b = order[c]
-                        unused = sums[begin + b, 1] == 0 and sums[begin + b, 0] == 0
-                        if (unused and not ordered[f] and heavier_left) or (
-                            c <= cut and not (unused and not ordered[f])
-                        ):
-                            _set_bit(mask, b)
-                    if missing_left or (empty and heavier_left):
+                    _left_bins(sums[begin:last], order, cut, ordered[f], heavier_left, mask)
+                    if missing_left or (none_missing and heavier_left):
                         _set_bit(mask, regular)
     return best, best_feature
 

@@ -400,7 +400,7 @@ def _fit(data: ActiveData, boost: Boost, split: Split, peer: Peer | None, run: i
                 best, best_trees, best_margins = history[-1], tree + 1, margins
             elif boost.early_stopping and tree + 1 - best_trees >= boost.early_stopping:
                 break
-    if not boost.early_stopping:
+    if not boost.early_stopping or not history:  # too few rows may leave none to validate on
         best_trees, best_margins = boost.trees, margins
     return Fit(growth.freeze(base, best_trees), best_margins, history)
 
@@ -421,7 +421,8 @@ def _refit(growth: Growth, boost: Boost, node: NDArray[np.int32], train: I64, gr
         if left >= 0:
             h[at], n[at] = h[left] + h[left + 1], n[left] + n[left + 1]
         else:
-            growth.value[at] = float(-boost.learning_rate * g[at] / (h[at] + boost.reg_lambda)) if n[at] else 0.0
+            divisor = h[at] + boost.reg_lambda
+            growth.value[at] = float(-boost.learning_rate * g[at] / divisor) if divisor > 0 else 0.0
         growth.cover[at], growth.size[at] = float(h[at]), int(n[at])
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 from numpy.typing import NDArray
-from sklearn.metrics import log_loss, roc_auc_score, roc_curve
 
 
 def figures(label: NDArray[np.int8], margins: NDArray[np.float64]) -> dict[str, float]:
@@ -16,6 +15,8 @@ def figures(label: NDArray[np.int8], margins: NDArray[np.float64]) -> dict[str, 
         label: int8 (m,), 0 or 1, both present.
         margins: float64 (m,), log-odds.
     """
+    from sklearn.metrics import log_loss, roc_auc_score, roc_curve  # a second to import, and few runs evaluate
+
     false_positive, true_positive, _ = roc_curve(label, margins)
     return {
         "auc": float(roc_auc_score(label, margins)),
