@@ -1,0 +1,267 @@
+"""``fedlearn bench boost``: seconds per tree through the whole protocol, against XGBoost on the pooled table.
+
+Rows are taken as aligned. A fifth of them is held out; both models are judged there. XGBoost gets the same bins, depth,
+rate and rows, and both cores; its figure, like ours, leaves out the reading of the table and the set-up.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from dataclasses import asdict, dataclass
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from fedlearn.bench.pair import party_channel, peak_mib, run_pair
+from fedlearn.channel import Channel
+from fedlearn.contract import Align, Boost, Budget, Contract, Data, Encryption, Key, Kind, Label, Side
+from fedlearn.data import Binning, PartyTable, fit_binning, load_table, make_table
+from fedlearn.errors import FileMissing
+from fedlearn.protocols import boost
+from fedlearn.report.metrics import figures
+
+_HELD_OUT = 0.2
+_TABLES = {"active": "active_file", "passive": "passive_file"}
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What is measured. Files, when given, take the place of generated rows; ``key`` and ``label`` are columns."""
+
+    rows: int
+    active_features: int
+    passive_features: int
+    bins: int
+    depth: int
+    trees: int
+    gradient_bits: int
+    backend: str
+    active_file: str | None = None
+    passive_file: str | None = None
+    key: str = "id"
+    label: str = "label"
+    positive: str = "1"
+
+
+def measure(setting: Setting) -> dict[str, Any]:
+    """Run both parties as processes, then XGBoost on the pooled rows.
+
+    Raises:
+        FileMissing: a table cannot be read, or xgboost is not installed.
+        FedlearnError: a party failed, with what it said.
+    """
+    contract = _contract(setting, {role: _kinds(setting, role) for role in _TABLES})
+    active, passive = run_pair(
+        "fedlearn.bench.boost", {"setting": asdict(setting), "contract": contract.model_dump_json()}
+    )
+    pooled = _xgboost(setting, contract)
+    return {
+        **{name: value for name, value in asdict(setting).items() if value is not None},
+        **active["result"],
+        **pooled,
+        "ratio_to_xgboost": active["result"]["seconds_per_tree"] / pooled["xgboost_seconds_per_tree"],
+        "bytes_setup_passive": passive["bytes_setup"],
+        "bytes_per_tree_active": active["bytes_trees"] / setting.trees,
+        "bytes_per_tree_passive": passive["bytes_trees"] / setting.trees,
+        "peak_mib_active": active["peak_mib"],
+        "peak_mib_passive": passive["peak_mib"],
+    }
+
+
+# --- the tables --------------------------------------------------------------------------------------
+
+
+def _names(setting: Setting, role: str) -> list[str]:
+    first = 0 if role == "active" else setting.active_features
+    count = setting.active_features if role == "active" else setting.passive_features
+    return [f"x{i}" for i in range(first, first + count)]
+
+
+def _kinds(setting: Setting, role: str) -> dict[str, Kind]:
+    """The features of one side; from its file's own types where there is one."""
+    path = getattr(setting, _TABLES[role])
+    if path is None:
+        return dict.fromkeys(_names(setting, role), "number")
+    import pyarrow.csv
+
+    if not Path(path).exists():
+        raise FileMissing(f"cannot read {path}")
+    schema = pyarrow.csv.read_csv(path).schema
+    return {
+        field.name: "category" if pa.types.is_string(field.type) else "number"
+        for field in schema
+        if field.name not in (setting.key, setting.label)
+    }
+
+
+def _table(setting: Setting, contract: Contract, role: str) -> PartyTable:
+    """One side's rows, ordered by key so that both sides' rows are aligned."""
+    path, features = getattr(setting, _TABLES[role]), contract.side(role).features
+    label = contract.label if role == "active" else None
+    if path is None:
+        return _generated(setting, role, features)
+    table = load_table(Data(path=Path(path)), contract.align.key, features, label, contract.budget.rows)
+    return table.take(np.argsort(np.array(table.ids.to_pylist()), kind="stable"))
+
+
+def _generated(setting: Setting, role: str, features: dict[str, Kind]) -> PartyTable:
+    """A logistic table with an interaction; both sides draw the same numbers and keep their own columns."""
+    draws = np.random.default_rng(7)
+    weights = draws.normal(size=setting.active_features + setting.passive_features) * 0.4
+    score = np.full(setting.rows, -1.0)
+    columns: dict[str, NDArray[np.float64]] = {}
+    for i, weight in enumerate(weights):
+        values = draws.normal(size=setting.rows)
+        score += weight * values
+        if f"x{i}" in features:
+            columns[f"x{i}"] = values
+    label = draws.random(setting.rows) < 1 / (1 + np.exp(-score))
+    ids = pa.array(np.arange(setting.rows)).cast(pa.string())
+    return make_table(ids, columns, features, label.astype(np.int8) if role == "active" else None)
+
+
+def _contract(setting: Setting, kinds: dict[str, dict[str, Kind]]) -> Contract:
+    return Contract(
+        name="bench",
+        purpose="measuring the speed of training",
+        expires=date.max,
+        active=Side(name="active", features=kinds["active"]),
+        passive=Side(name="passive", features=kinds["passive"]),
+        label=Label(column=setting.label, positive=setting.positive),
+        align=Align(key=Key(column=setting.key)),
+        boost=Boost(
+            trees=setting.trees,
+            depth=setting.depth,
+            bins=setting.bins,
+            gradient_bits=setting.gradient_bits,
+            validation=_HELD_OUT,
+        ),
+        encryption=Encryption.model_validate({"backend": setting.backend}),
+        budget=Budget(vectors=10_000_000, rows=100_000_000),
+    )
+
+
+# --- one party's process -----------------------------------------------------------------------------
+
+
+def _layout(binning: Binning) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+    return np.diff(binning.offsets), np.array([f.kind == "number" for f in binning.features], np.bool_)
+
+
+def _active_data(table: PartyTable, contract: Contract) -> boost.ActiveData:
+    binning = fit_binning(table, contract.boost.bins, contract.active.features)
+    label = table.label if table.label is not None else np.zeros(0, np.int8)
+    return boost.ActiveData(binning.transform(table), *_layout(binning), label, np.arange(table.rows), table.rows)
+
+
+def _train_active(channel: Channel, contract: Contract, table: PartyTable) -> dict[str, Any]:
+    data = _active_data(table, contract)
+    result = boost.train_active(channel, contract, data)
+    held_out = boost.fold_split(data, contract.boost, None).valid
+    return {
+        "seconds_setup": channel.phases["hint"].seconds,
+        "seconds_per_tree": channel.phases["trees"].seconds / contract.boost.trees,
+        "auc": figures(data.label[held_out], result.fit.margins[held_out])["auc"],
+        "kl_nats": channel.ledger.kl_nats,
+    }
+
+
+def _train_passive(channel: Channel, contract: Contract, table: PartyTable) -> dict[str, Any]:
+    binning = fit_binning(table, contract.boost.bins, contract.passive.features)
+    boost.train_passive(channel, contract, boost.PassiveData(binning.transform(table), *_layout(binning)))
+    return {}
+
+
+def _warm_up(channel: Channel, contract: Contract, role: str) -> None:
+    """One small tree through the same channel, so that kernels are compiled or loaded before time is taken."""
+    small = contract.model_copy(update={"boost": contract.boost.model_copy(update={"trees": 1, "folds": 0})})
+    kinds = small.side(role).features
+    draws = np.random.default_rng(1)
+    columns = {
+        name: draws.normal(size=300) if kind == "number" else draws.choice(["a", "b"], 300)
+        for name, kind in kinds.items()
+    }
+    label = np.arange(300) % 2 if role == "active" else None
+    table = make_table([str(i) for i in range(300)], columns, kinds, label)
+    (_train_active if role == "active" else _train_passive)(channel, small, table)
+    channel.phases.clear()
+    channel.ledger = type(channel.ledger)()
+
+
+def _main(settings: dict[str, Any]) -> dict[str, Any]:
+    setting, contract = Setting(**settings["setting"]), Contract.model_validate_json(settings["contract"])
+    role = settings["party"]
+    table = _table(setting, contract, role)
+    with party_channel(settings) as channel:
+        _warm_up(channel, contract, role)
+        result = (_train_active if role == "active" else _train_passive)(channel, contract, table)
+        return {
+            "result": result,
+            "bytes_setup": channel.phases["hint"].bytes_sent,
+            "bytes_trees": channel.phases["trees"].bytes_sent,
+            "peak_mib": peak_mib(),
+        }
+
+
+# --- the yardstick -----------------------------------------------------------------------------------
+
+
+def _xgboost(setting: Setting, contract: Contract) -> dict[str, float]:
+    """XGBoost ``hist`` on the pooled rows, in this process, with all cores."""
+    try:
+        import xgboost
+    except ModuleNotFoundError:
+        raise FileMissing("the yardstick is not installed: pip install xgboost-cpu") from None
+    tables = {role: _table(setting, contract, role) for role in _TABLES}
+    label = _active_data(tables["active"], contract).label
+    split = boost.fold_split(_active_data(tables["active"], contract), contract.boost, None)
+    columns, types = [], []
+    for role, table in tables.items():
+        for name in contract.side(role).features:
+            column = table.columns[name]
+            if isinstance(column, np.ndarray):
+                columns.append(column)
+                types.append("q")
+            else:
+                columns.append(column.indices.to_numpy(zero_copy_only=False).astype(float))
+                types.append("c")
+    values = np.stack(columns, axis=1)
+
+    def rows_of(rows: NDArray[np.int64], reference: Any = None) -> Any:
+        return xgboost.QuantileDMatrix(
+            values[rows],
+            label[rows],
+            feature_types=types,
+            enable_categorical=True,
+            max_bin=contract.boost.bins,
+            ref=reference,
+        )
+
+    train = rows_of(split.train)
+    settings = {
+        "objective": "binary:logistic",
+        "tree_method": "hist",
+        "max_depth": contract.boost.depth,
+        "max_bin": contract.boost.bins,
+        "eta": contract.boost.learning_rate,
+        "max_cat_to_onehot": 1,
+    }
+    xgboost.train(settings, train, 1)
+    started = time.perf_counter()
+    model = xgboost.train(settings, train, contract.boost.trees)
+    seconds = time.perf_counter() - started
+    margins = model.predict(rows_of(split.valid, train), output_margin=True)
+    return {
+        "xgboost_seconds_per_tree": seconds / contract.boost.trees,
+        "auc_xgboost": figures(label[split.valid], margins)["auc"],
+    }
+
+
+if __name__ == "__main__":
+    print(json.dumps(_main(json.loads(sys.argv[1]))))
