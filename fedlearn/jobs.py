@@ -25,7 +25,7 @@ from fedlearn.channel.channel import Progress
 from fedlearn.contract import Contract, PartyFile, load_contract
 from fedlearn.crypto.lwe import Plan
 from fedlearn.data import Binning, PartyTable, fit_binning, load_table
-from fedlearn.errors import BadLabel, NotInContract, WrongModel
+from fedlearn.errors import BadConfig, BadLabel, NotInContract, WrongModel
 from fedlearn.keys import check_own
 from fedlearn.models import share as shares
 from fedlearn.protocols import align, boost, handshake, matvec, score
@@ -84,6 +84,7 @@ def prepare(party: PartyFile, job: Job, *, model: Path | None = None, out: Path 
     folder = out or party.output.folder / results[job]
     if job != "check":
         shares.refuse_existing(folder)
+        _check_writable(folder)
     if job in ("train", "predict") and contract.align.mode == "cardinality":
         raise NotInContract(
             f"contract {contract.name!r} aligns by cardinality, which gives a count and no rows to {job} on"
@@ -100,6 +101,13 @@ def prepare(party: PartyFile, job: Job, *, model: Path | None = None, out: Path 
         budget_plan(contract, role, table)
     on_file = _alignment_on_file(party.output.folder / "alignment", contract, table)
     return Own(party.party, role, contract, table, folder, share, on_file)
+
+
+def _check_writable(folder: Path) -> None:
+    """Whether a folder can be made there: better to know now than after hours of training. Raises BadConfig."""
+    nearest = next(parent for parent in folder.absolute().parents if os.path.exists(parent))
+    if not nearest.is_dir() or not os.access(nearest, os.W_OK | os.X_OK):
+        raise BadConfig(f"cannot write {folder}: {nearest} is not a folder that this user may write to")
 
 
 def budget_plan(contract: Contract, role: str, table: PartyTable) -> Plan | None:

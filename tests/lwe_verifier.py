@@ -142,7 +142,8 @@ def plan(
         ternary_norm = N * 2 / 3
         signal = word_variance * (squares + rows * ternary_norm) + 10 * rows * ternary_norm
         kl_vector = signal / (2 * flood**2)
-        if kl_vector * vectors <= min(kl_nats, 2**-6):
+        share = 1 if width == 8 else 1 / 16  # only so much of the budget to save bytes
+        if kl_vector * vectors <= share * min(kl_nats, 2**-6):
             return Plan(shift, flood, width, kl_vector)
     return None
 

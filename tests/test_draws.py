@@ -1,4 +1,4 @@
-"""Secret randomness: a known answer, and distributions. Statistics are taken under fixed keys, so they never flicker."""
+"""Secret randomness: a known answer, and distributions (under fixed keys, so that no statistic ever flickers)."""
 
 import math
 

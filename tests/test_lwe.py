@@ -67,8 +67,9 @@ def budget_of_width(matrix: Matrix, largest_value: int, vectors: int, width: int
     """A budget, in nats, that is just enough for ciphertext words of this width."""
     shift = 64 - (matrix.samples * matrix.largest * largest_value).bit_length() - 1
     word = 10 + (0 if width == 8 else (256 ** (2 * (8 - width)) + 2) / 12)
+    share = 1 if width == 8 else 1 / 16
     signal = word * (matrix.squares + matrix.rows * 2 * N / 3) + 10 * matrix.rows * 2 * N / 3
-    return vectors * signal / (2 * min(2.0 ** (shift - 4.5), 2.0**46) ** 2) * (1 + 1e-9)
+    return vectors * signal / (2 * min(2.0 ** (shift - 4.5), 2.0**46) ** 2) * (1 + 1e-9) / share
 
 
 def run(matrix: Matrix, values: np.ndarray, plan: lwe.Plan) -> np.ndarray:
@@ -110,9 +111,14 @@ def test_sums_are_exact(samples: int, count: int, bits: int, width: int, seed: i
     largest = 2**bits - 1
     values = rng.integers(-largest, largest + 1, (count, samples)).astype(np.int32)
     values[rng.integers(count)] = largest * rng.choice([-1, 1])
-    budget = budget_of_width(matrix, largest, count, width)
-    plan = plan_of(matrix, largest, count, min(budget, lwe.LARGEST_KL))
-    assert plan.width == width or budget > lwe.LARGEST_KL
+    fitting = [w for w in WIDTHS if budget_of_width(matrix, largest, count, w) <= lwe.LARGEST_KL]
+    if not fitting:
+        with pytest.raises(OverBudget):
+            plan_of(matrix, largest, count, lwe.LARGEST_KL)
+        return
+    width = max(width, fitting[0])
+    plan = plan_of(matrix, largest, count, budget_of_width(matrix, largest, count, width))
+    assert plan.width == width
     np.testing.assert_array_equal(run(matrix, values, plan), plain(matrix, values))
 
 
@@ -366,6 +372,52 @@ def test_nothing_is_used_twice() -> None:
     assert (hints[0][0] == hints[1][0]).mean() < 0.001
     answers = [np.frombuffer(lwe.respond(matrix, hints[0][1], queries[0][0], 2, plan), np.uint64) for _ in range(2)]
     assert not (answers[0] == answers[1]).any()
+
+
+def product_words(public: np.ndarray, secrets: np.ndarray) -> np.ndarray:
+    """A·s without errors, uint64 (K, B·N): 20 ones among 40 bits are the error 0."""
+    transforms = np.empty((len(secrets), 2, H))
+    lattice.transform_small(secrets, transforms)
+    shape = (len(secrets), len(public) * N)
+    low, high = np.full(shape, 0xFFFFF, np.uint32), np.zeros(shape, np.uint8)
+    out = np.empty(shape, np.uint64)
+    lattice.encrypt(public, transforms, low, high, np.zeros((len(secrets), 0), np.int32), 0, -(2**40), out)
+    return out
+
+
+def assert_independent_errors(errors: np.ndarray) -> None:
+    """Rows of centred binomial values, of which no two, and no two blocks of one, are related."""
+    assert np.abs(errors).max() <= 20
+    assert abs(errors.var() - 10) < 0.2
+    pieces = errors.reshape(-1, N).astype(np.float64)
+    correlations = np.corrcoef(pieces) - np.eye(len(pieces))
+    assert np.abs(correlations).max() < 7 / math.sqrt(N)
+
+
+def test_errors_of_queries_are_fresh() -> None:
+    """In every word of every vector and query, also where several threads draw them."""
+    samples = 9 * N
+    plan = replace(plan_of(Dense(np.zeros((1, samples), np.int64)), 1, 1), width=8)
+    public = lwe.expand(SEED, samples)
+    errors = []
+    for _ in range(2):
+        ciphertext, secrets = lwe.encrypt(np.zeros((16, samples), np.int32), public, plan)
+        words = np.frombuffer(ciphertext, "<u8").reshape(16, -1)
+        errors.append((words - product_words(public, secrets)).view(np.int64))
+    assert_independent_errors(np.concatenate(errors))
+
+
+def test_errors_of_hints_are_fresh() -> None:
+    matrix = Dense(np.zeros((24, 1), np.int64))
+    public = lwe.expand(SEED, 1)
+    errors = []
+    for _ in range(2):
+        hint, mask = lwe.make_hint(matrix, public)
+        transforms, product = np.empty((24, 2, H)), np.zeros((24, N), np.uint64)
+        lattice.transform_small(mask, transforms)
+        lattice.hint_dense(public, matrix.entries, transforms, product)
+        errors.append((hint - product).view(np.int64))
+    assert_independent_errors(np.concatenate(errors))
 
 
 @pytest.mark.parametrize("width", WIDTHS)

@@ -11,7 +11,7 @@ from google.protobuf.message import Message as ProtobufMessage
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fedlearn.channel import BOTH, START, Channel, Message, Table, nothing, simulate
+from fedlearn.channel import BOTH, START, Channel, Limits, Message, Table, nothing, simulate
 from fedlearn.contract import Contract
 from fedlearn.crypto import lwe, paillier
 from fedlearn.crypto.matrix import Dense, Indicator, Matrix
@@ -219,6 +219,8 @@ def test_terms_of_a_contract() -> None:
 # --- a holder that deviates ----------------------------------------------------------------------------
 
 Rogue = Callable[[Channel], None]
+NAMED = ("querying", "holding")
+SOON = Limits(step=10)  # a deviation that is not noticed fails its test instead of hanging it
 AGREED = {backend: terms(backend, 1, 4) for backend in ("lwe", "paillier")}
 PLAN = Shape.of(SMALL).plan(AGREED["lwe"])
 ROW = bytes(8 * N)
@@ -263,23 +265,23 @@ def deviating(role: str, rogue: Rogue) -> Callable[[Channel], None]:
 def against_querier(backend: str, rogue: Rogue) -> None:
     query = np.ones((1, 4), np.int32)
     simulate(
-        lambda channel: ask(channel, Shape.of(SMALL), AGREED[backend], query), deviating("holder", rogue), names=NAMED
+        lambda channel: ask(channel, Shape.of(SMALL), AGREED[backend], query),
+        deviating("holder", rogue),
+        names=NAMED,
+        limits=SOON,
     )
 
 
 def against_holder(backend: str, rogue: Rogue, allowed: int = 4) -> None:
     agreed = replace(AGREED[backend], vectors=allowed)
-    simulate(deviating("querier", rogue), lambda channel: hold(channel, SMALL, agreed, 100), names=NAMED)
-
-
-NAMED = ("querying", "holding")
+    simulate(deviating("querier", rogue), lambda channel: hold(channel, SMALL, agreed, 100), names=NAMED, limits=SOON)
 
 
 @pytest.mark.parametrize("backend", ["lwe", "paillier"])
 @pytest.mark.parametrize("field", ["rows", "samples", "largest", "squares"])
 @pytest.mark.parametrize("value", [0, 3, 2**32 - 1])
 def test_other_shapes(backend: str, field: str, value: int) -> None:
-    with pytest.raises(WrongLength, match="'holding' announced a matrix of .* at step matvec.MatvecShape"):
+    with pytest.raises(WrongLength, match=r"'holding' announced a matrix of .* at step matvec\.MatvecShape"):
         against_querier(backend, says(shape_message(**{field: value})))
 
 
@@ -372,21 +374,17 @@ def test_lwe_answers_in_range_cannot_be_told_from_honest_ones() -> None:
     A holder that adds Δ to a word makes the querier see a sum that is larger by one. It may as well hold another M.
     """
 
-    def lying(channel: Channel) -> None:
-        with pytest.raises(AssertionError, match="no end"):
-            deviating("holder", rogue_answers(1 << PLAN.shift))(channel)
-
     def querier(channel: Channel) -> list[np.ndarray]:
         try:
             return ask(channel, Shape.of(SMALL), AGREED["lwe"], np.array([[1, 0, -1, 1]], np.int32))
         finally:
-            channel.abort(PeerMisbehaved("the test is over"))
+            channel.abort(PeerMisbehaved("the test is over"))  # what the other end waits for
 
     (sums,), _ = simulate(querier, deviating("holder", rogue_answers(1 << PLAN.shift)))
     assert sums.tolist() == [[2 + 1, -1 + 1]]
 
 
-@pytest.mark.parametrize("number", [0, 1 << (2 * BITS - 1)])
+@pytest.mark.parametrize("number", [0, 256 ** (BITS // 4) - 1], ids=["zero", "beyond n^2"])
 def test_paillier_answers_that_are_no_ciphertexts(number: int) -> None:
     bad = number.to_bytes(key().public.width, "big")
     with pytest.raises(Malformed, match="'holding' sent an answer that does not decode"):
@@ -461,7 +459,7 @@ def test_bad_keys(modulus: bytes) -> None:
         against_holder("paillier", says(pb.MatvecKey(modulus=modulus)))
 
 
-@pytest.mark.parametrize("number", [0, 1 << (2 * BITS - 1)])
+@pytest.mark.parametrize("number", [0, 256 ** (BITS // 4) - 1], ids=["zero", "beyond n^2"])
 def test_paillier_queries_that_are_no_ciphertexts(number: int) -> None:
     bad = 4 * number.to_bytes(key().public.width, "big")
     with pytest.raises(Malformed, match="'querying' sent a bad ciphertext"):

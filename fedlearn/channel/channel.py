@@ -218,7 +218,8 @@ class Channel:
             message.ParseFromString(assembly.body)  # type: ignore[arg-type]  # any buffer will do
         except DecodeError:
             raise self.misbehaved(Malformed, f"sent bytes that are not a {assembly.type}") from None
-        if _has_unknown_fields(message):
+        # A later release's greeting may say more; it must still be read as far as its version, to name that.
+        if _has_unknown_fields(message) and not isinstance(message, pb.Hello):
             raise self.misbehaved(Malformed, f"sent a {assembly.type} with fields that this release does not know")
         transcript = self._transcript(type(message))
         try:

@@ -9,6 +9,7 @@ from types import FrameType
 from typing import Any
 
 import typer
+from rich.text import Text
 
 from fedlearn import __version__
 from fedlearn.cli import agreement, bench, demo, keys, party
@@ -44,18 +45,21 @@ def main(arguments: list[str] | None = None) -> None:
 
 def run(arguments: list[str]) -> int:
     """Run one command; returns the exit code."""
+    interrupted = Interrupted("interrupted by the operator")
     try:
-        app(arguments, standalone_mode=False)
+        code = app(arguments, standalone_mode=False)
     except FedlearnError as error:
         return _fail(error, as_json="--json" in arguments)
     except (KeyboardInterrupt, typer.Abort):
-        return _fail(Interrupted("interrupted by the operator"), as_json="--json" in arguments)
+        return _fail(interrupted, as_json="--json" in arguments)
     except Exception as error:
         show = getattr(error, "show", None)  # the command-line library's own usage errors
         if show is None:
             raise
         show()
         return int(getattr(error, "exit_code", 2))
+    if code == Interrupted.exit_code:  # what typer makes of KeyboardInterrupt
+        return _fail(interrupted, as_json="--json" in arguments)
     return 0
 
 
@@ -64,13 +68,10 @@ def _fail(error: FedlearnError, *, as_json: bool) -> int:
         body = {"error": type(error).__name__, "message": str(error), "resolve": error.resolve}
         print(json.dumps(body | {"exit_code": error.exit_code}), file=sys.stderr)
     else:
-        err.print(f"[bold red]error:[/] {_plain(error)}", highlight=False, soft_wrap=True)
-        err.print(f"[dim]to resolve:[/] {error.resolve} (exit code {error.exit_code})", highlight=False, soft_wrap=True)
+        advice = f" {error.resolve} (exit code {error.exit_code})"
+        err.print(Text.assemble(("error:", "bold red"), f" {error}"), soft_wrap=True)
+        err.print(Text.assemble(("to resolve:", "dim"), advice), soft_wrap=True)
     return error.exit_code
-
-
-def _plain(error: FedlearnError) -> str:
-    return str(error).replace("[", r"\[")
 
 
 def _terminated(number: int, frame: FrameType | None) -> Any:

@@ -143,8 +143,14 @@ def _run(
     if alone:
         from fedlearn.keys import check_own
 
-        summary = check_own(party.tls, party.party)
-        result: dict[str, Any] = {"job": job, "party": own.party, "rows": own.table.rows, "certificate": str(summary)}
+        certificate = check_own(party.tls, party.party)
+        result: dict[str, Any] = {
+            "job": job,
+            "party": own.party,
+            "rows": own.table.rows,
+            "certificate_sha256": certificate.fingerprint,
+            "certificate_expires": certificate.not_after.isoformat(),
+        }
         print(json.dumps(result)) if as_json else show.out.print(show.facts_table(f"{own.party}: fit to run", result))
         return
     with show.progress(own.party, style) as report, jobs.connect(party, contract, report) as channel:

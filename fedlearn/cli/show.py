@@ -16,9 +16,9 @@ from rich.table import Table
 
 from fedlearn.channel.channel import Progress
 
-#: Results go to standard output, progress and errors to standard error.
-out = Console(width=None if sys.stdout.isatty() else 140)
-err = Console(stderr=True)
+#: Results go to standard output, progress and errors to standard error. Brackets in paths and names are no markup.
+out = Console(width=None if sys.stdout.isatty() else 140, markup=False)
+err = Console(stderr=True, markup=False)
 
 Report = Callable[[Progress], None]
 

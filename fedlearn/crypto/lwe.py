@@ -46,8 +46,8 @@ ERROR_VARIANCE = 10.0
 FLOOD_BITS_BELOW = 4.5
 #: Beyond 2^46 more flood would gain nothing and leave the range in which double precision samples it well.
 LARGEST_FLOOD = 2.0**46
-#: Share of the leakage budget that dropping bits on the wire may use without need.
-_COMFORT = 2.0**-4
+#: A run may use the whole leakage budget, but only this share of it to save bytes on the wire.
+DROPPING_SHARE = 2.0**-4
 #: Leakage is held below this, in nats, whatever a contract allows: every signal is then below a fifth of the flood,
 #: so that the flood alone decides how rare a decoding error is.
 LARGEST_KL = 2.0**-6
@@ -126,7 +126,7 @@ def make_plan(
     budget = min(kl_nats, LARGEST_KL)
     for width in (4, 5, 6, 7, 8):
         kl_vector = _kl_of_vector(rows, squares, flood, width)
-        if kl_vector * vectors <= budget:
+        if kl_vector * vectors <= (budget if width == 8 else budget * DROPPING_SHARE):
             return Plan(rows, samples, largest_sum, shift, flood, width, vectors, kl_vector)
     raise OverBudget(
         f"{vectors} encrypted vectors over {samples} rows would leak up to {kl_vector * vectors:.2g} nats, "

@@ -138,10 +138,12 @@ def load(folder: Path, contract: Contract, party: str) -> Share:
         model_id = bytes.fromhex(head["model_id"])
         if head["role"] == "active":
             share: Share = ActiveShare(model_id, binning, _forest(table, head), int(head["passive_splits"]))
-        else:
+        elif head["role"] == "passive":
             share = PassiveShare(model_id, binning, table["feature"].to_numpy(), _masks(table))
+        else:
+            raise ValueError("it is of neither role")
         _check(share)
-    except (KeyError, TypeError, ValueError, pa.ArrowException) as error:
+    except (KeyError, TypeError, ValueError, OverflowError, pa.ArrowException) as error:
         raise WrongModel(f"the share in {folder} is damaged: {error}") from None
     return share
 
@@ -184,5 +186,7 @@ def _check(share: Share) -> None:
         raise ValueError("a child does not follow its parent")
     if np.any(forest.feature[split] >= features) or np.any(forest.feature[split] < -share.passive_splits):
         raise ValueError("a node names a split that does not exist")
+    if forest.roots.ndim != 1 or not np.isfinite([forest.base, *forest.value]).all():
+        raise ValueError("its trees or their values are not numbers")
     if len(forest.roots) and not 0 <= forest.roots.min() <= forest.roots.max() < nodes:
         raise ValueError("a tree has no root")

@@ -194,8 +194,15 @@ def train_active(channel: Channel, contract: Contract, data: ActiveData) -> Acti
     return ActiveResult(Fit(fit.forest.renumbered(), fit.margins, fit.history), fold, held_out, model_id)
 
 
-def train_passive(channel: Channel, contract: Contract, data: PassiveData) -> PassiveResult:
+def train_passive(channel: Channel, contract: Contract, data: PassiveData, draws: Draws | None = None) -> PassiveResult:
     """Serve training as the side that has features only.
+
+    Args:
+        channel: after handshake and alignment.
+        contract: as the active side has it.
+        data: own features in the shared order.
+        draws: what shuffles features and bins; fresh by default. A repeatable stream is for simulations: it makes
+            even ties between splits fall alike from run to run.
 
     Raises:
         OverBudget: before any row's value leaves either side.
@@ -203,8 +210,9 @@ def train_passive(channel: Channel, contract: Contract, data: PassiveData) -> Pa
     """
     channel.open(TABLE, "passive")
     boost = contract.boost
-    disguise = _Disguise.draw(data)
+    disguise = _Disguise.draw(data, draws or Draws())
     asked: list[tuple[int, U8]] = []
+    done = 0
     with channel.phase("hint"):
         matrix = Indicator(disguise.bins, disguise.sizes)
         terms = matvec.Terms.of(contract, largest_value=largest_value(boost), vectors=most_vectors(boost))
@@ -220,7 +228,8 @@ def train_passive(channel: Channel, contract: Contract, data: PassiveData) -> Pa
                 asked.extend(splits)
                 channel.send(disguise.sides(splits))
             elif isinstance(message, pb.BoostTreeDone):
-                channel.progress(message.run * message.trees + message.tree, message.runs * message.trees, "trees")
+                done = _trees_done(channel, message, boost, done)
+                channel.progress(done, (boost.folds + 1) * boost.trees, "trees")
             elif isinstance(message, pb.BoostFinish):
                 break
     return _kept(channel, contract, message, [disguise.reveal(*split) for split in asked])
@@ -599,8 +608,7 @@ class _Disguise:
     natural: list[I64]
 
     @classmethod
-    def draw(cls, data: PassiveData) -> _Disguise:
-        draws = Draws()
+    def draw(cls, data: PassiveData, draws: Draws) -> _Disguise:
         feature = draws.permutation(len(data.sizes))
         natural, bins = [], np.empty_like(data.bins)
         for opaque, f in enumerate(feature):
@@ -653,6 +661,15 @@ class _Disguise:
         bits = np.zeros(8 * kernel.MASK, np.uint8)
         bits[self.natural[opaque][chosen]] = 1
         return int(self.feature[opaque]), np.packbits(bits, bitorder="little")
+
+
+def _trees_done(channel: Channel, message: pb.BoostTreeDone, boost: Boost, before: int) -> int:
+    """How many of all runs' trees are done by the peer's word; it always goes up, so that training ends."""
+    done = message.run * boost.trees + message.tree
+    agreed = (message.runs, message.trees) == (boost.folds + 1, boost.trees)
+    if not agreed or message.run >= message.runs or not 0 < message.tree <= message.trees or done <= before:
+        raise channel.misbehaved(Malformed, "reported a tree that is not due under the contract")
+    return done
 
 
 def _kept(channel: Channel, contract: Contract, message: pb.BoostFinish, asked: list[tuple[int, U8]]) -> PassiveResult:

@@ -329,7 +329,8 @@ def _slot_bits(shape: Shape, terms: Terms) -> int:
     bits = (shape.samples * shape.largest * terms.largest_value).bit_length() + 1
     if bits > 64:
         raise OverBudget(
-            f"sums of {shape.samples} rows with values up to {terms.largest_value} need {bits} bits, over the 64 of a slot"
+            f"sums over {shape.samples} rows of values up to {terms.largest_value} need {bits} bits, "
+            "over the 64 that a slot has"
         )
     return bits
 

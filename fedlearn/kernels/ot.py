@@ -1,0 +1,221 @@
+"""The inner loops of oblivious transfer (:mod:`fedlearn.crypto.ot`): bit-matrix transposition, BLAKE2s, one bit a row.
+
+The extension holds a matrix of code bits by columns (one bit stream each) and hashes it by rows. Both happen block by
+block, 512 rows at a time in the first-level cache: 16 words of 32 bits of the same column lie side by side in
+:data:`LANES`, so that each step of the transposition and of the hash is one operation on a 512-bit register (two or
+four on smaller ones). Lane l of step b holds row 32·l + b of the block; so what comes out of step b is bit b of 16
+output words, and no row is ever gathered or scattered.
+
+BLAKE2s is RFC 7693, unkeyed, digest of 32 bytes, of 56-byte messages: a single call of the compression function.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from llvmlite import ir
+from numba import njit, types
+from numba.core import cgutils
+from numba.extending import intrinsic
+from numpy.typing import NDArray
+
+from fedlearn.kernels.negacyclic import _FLAGS
+from fedlearn.kernels.threads import CORES, ranges, spread
+
+U8 = NDArray[np.uint8]
+U32 = NDArray[np.uint32]
+
+#: 32-bit words that are worked on side by side: a 512-bit register.
+LANES = 16
+
+#: 32-bit words of one row: codes have at most 256 bits.
+WORDS = 8
+
+#: Bytes of each column in one block; columns are padded to whole blocks.
+BLOCK_BYTES = 4 * LANES
+
+_I32 = ir.IntType(32)
+_IV = (0x6A09E667, 0xBB67AE85, 0x3C6EF372, 0xA54FF53A, 0x510E527F, 0x9B05688C, 0x1F83D9AB, 0x5BE0CD19)
+_SIGMA = (
+    (0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15),
+    (14, 10, 4, 8, 9, 15, 13, 6, 1, 12, 0, 2, 11, 7, 5, 3),
+    (11, 8, 12, 0, 5, 2, 15, 13, 10, 14, 3, 6, 7, 1, 9, 4),
+    (7, 9, 3, 1, 13, 12, 11, 14, 2, 6, 5, 10, 4, 0, 15, 8),
+    (9, 0, 5, 7, 2, 4, 10, 15, 14, 1, 11, 12, 6, 8, 3, 13),
+    (2, 12, 6, 10, 0, 11, 8, 3, 4, 13, 7, 5, 15, 14, 1, 9),
+    (12, 5, 1, 15, 14, 13, 4, 10, 0, 7, 6, 3, 9, 2, 8, 11),
+    (13, 11, 7, 14, 12, 1, 3, 9, 5, 0, 15, 4, 8, 6, 2, 10),
+    (6, 15, 14, 9, 11, 3, 0, 8, 12, 2, 13, 7, 1, 4, 10, 5),
+    (10, 2, 8, 4, 7, 6, 1, 5, 15, 11, 9, 14, 3, 12, 13, 0),
+)
+# The state words that the four column steps and the four diagonal steps of a round mix.
+_MIXED = tuple((i, 4 + (i + d) % 4, 8 + (i + 2 * d) % 4, 12 + (i + 3 * d) % 4) for d in range(2) for i in range(4))
+
+
+def _constant(value: int) -> Any:
+    return ir.Constant(_I32, value & 0xFFFFFFFF)
+
+
+def _rotate(builder: Any, word: Any, right: int) -> Any:
+    return builder.or_(builder.lshr(word, _constant(right)), builder.shl(word, _constant(32 - right)))
+
+
+@intrinsic
+def blake2s(typing_context: Any, message: Any) -> Any:
+    """First word of the BLAKE2s-256 digest of a message of up to 16 little-endian 32-bit words, given as a tuple.
+
+    Emitted as straight-line code, so that LLVM turns a loop around it into vector code and drops what the first word
+    of the digest does not need.
+    """
+    count = len(message)
+
+    def emit(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        words = [builder.extract_value(arguments[0], i) for i in range(count)]
+        m = [w if w.type == _I32 else builder.trunc(w, _I32) for w in words]  # Numba widens uint32 to uint64
+        h = [_IV[0] ^ 0x01010020, *_IV[1:]]  # parameter block: digest of 32 bytes, no key, fanout and depth 1
+        v = [_constant(x) for x in (*h, *_IV)]
+        v[12] = _constant(_IV[4] ^ 4 * count)  # bytes so far
+        v[14] = _constant(~_IV[6])  # the last block
+        for schedule in _SIGMA:
+            for step, (a, b, c, d) in enumerate(_MIXED):
+                for half, (first, second) in enumerate(((16, 12), (8, 7))):
+                    taken = schedule[2 * step + half]
+                    v[a] = builder.add(v[a], v[b])
+                    if taken < count:  # the others are zero
+                        v[a] = builder.add(v[a], m[taken])
+                    v[d] = _rotate(builder, builder.xor(v[d], v[a]), first)
+                    v[c] = builder.add(v[c], v[d])
+                    v[b] = _rotate(builder, builder.xor(v[b], v[c]), second)
+        return builder.xor(builder.xor(v[0], v[8]), _constant(h[0]))
+
+    return types.uint32(message), emit
+
+
+@intrinsic
+def _transpose_squares(typing_context: Any, columns: Any, first: Any, at: Any, rows: Any, square: Any) -> Any:
+    """Transpose LANES squares of 32 × 32 bits: words ``at``, at + 1, ... of 32 columns, into ``rows[square]``.
+
+    The recursion of Hacker's Delight 7-3 (swap the off-diagonal quarters, then those of the quarters, ...), least
+    significant bit first. Vectors are spelled out: left to itself, LLVM unrolls loops as short as these to scalars.
+    """
+    vector = ir.VectorType(_I32, LANES)
+
+    def emit(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        def place(kind: Any, array: Any, *index: Any) -> Any:
+            item = cgutils.get_item_pointer(context, builder, kind, array, index)  # type: ignore[no-untyped-call]
+            return builder.bitcast(item, vector.as_pointer())
+
+        def all_lanes(value: int) -> Any:
+            return ir.Constant(vector, [value] * LANES)
+
+        source = context.make_array(columns)(context, builder, arguments[0])
+        target = context.make_array(rows)(context, builder, arguments[3])
+        index = [ir.Constant(arguments[1].type, i) for i in range(32)]
+        words = [
+            builder.load(place(columns, source, builder.add(arguments[1], i), arguments[2]), align=4) for i in index
+        ]
+        for step, mask in ((16, 0x0000FFFF), (8, 0x00FF00FF), (4, 0x0F0F0F0F), (2, 0x33333333), (1, 0x55555555)):
+            for i in (i for i in range(32) if not i & step):
+                low, high = words[i], words[i + step]
+                moved = builder.and_(builder.xor(builder.lshr(low, all_lanes(step)), high), all_lanes(mask))
+                words[i] = builder.xor(low, builder.shl(moved, all_lanes(step)))
+                words[i + step] = builder.xor(high, moved)
+        for i, word in zip(index, words, strict=True):
+            builder.store(word, place(rows, target, arguments[4], i, index[0]), align=4)
+        return context.get_dummy_value()
+
+    return types.void(columns, types.intp, types.intp, rows, types.intp), emit
+
+
+@njit(**_FLAGS)
+def transpose_block(columns: U32, at: int, rows: U32) -> None:
+    """Transpose one block of a bit matrix.
+
+    Args:
+        columns: uint32 (32·K, words): bit r of word g of column c is the bit of row 32·g + r.
+        at: first word of the block, which has LANES words of each column.
+        rows: uint32 (K or more, 32, LANES), receives at [m, r, l] bits 32·m to 32·m + 31 of row 32·(at + l) + r.
+    """
+    for m in range(columns.shape[0] // 32):
+        _transpose_squares(columns, 32 * m, at, rows, m)  # type: ignore[call-arg]
+
+
+@njit(**_FLAGS)
+def _add_pads(columns: U32, offsets: U32, tag: U32, batch: int, first: int, last: int, out: U32) -> None:
+    """As :func:`add_pads` for the words from ``first`` to ``last`` of each column."""
+    rows = np.zeros((WORDS, 32, LANES), np.uint32)
+    pads = np.empty(LANES, np.uint32)
+    t0, t1, t2, t3, call = tag[0], tag[1], tag[2], tag[3], np.uint32(batch)
+    r0, r1, r2, r3, r4, r5, r6, r7 = rows[0], rows[1], rows[2], rows[3], rows[4], rows[5], rows[6], rows[7]
+    for at in range(first, last, LANES):
+        transpose_block(columns, at, rows)
+        for w in range(offsets.shape[0]):
+            o = offsets[w]
+            o0, o1, o2, o3, o4, o5, o6, o7 = o[0], o[1], o[2], o[3], o[4], o[5], o[6], o[7]
+            pads[:] = 0
+            for b in range(32):
+                for lane in range(LANES):
+                    digest = blake2s(  # type: ignore[call-arg, var-annotated]
+                        (
+                            t0,
+                            t1,
+                            t2,
+                            t3,
+                            call,
+                            np.uint32(32 * (at + lane) + b),
+                            r0[b, lane] ^ o0,
+                            r1[b, lane] ^ o1,
+                            r2[b, lane] ^ o2,
+                            r3[b, lane] ^ o3,
+                            r4[b, lane] ^ o4,
+                            r5[b, lane] ^ o5,
+                            r6[b, lane] ^ o6,
+                            r7[b, lane] ^ o7,
+                        )
+                    )
+                    pads[lane] |= np.uint32((digest & np.uint32(1)) << np.uint32(b))
+            for lane in range(LANES):
+                out[w, at + lane] ^= pads[lane]
+
+
+def add_pads(columns: U8, offsets: U32, tag: U32, batch: int, out: U8) -> None:
+    """XOR hash bits into ``out``: for row j and offset w, bit 0 of BLAKE2s-256(tag, batch, j, row_j ⊕ offset_w).
+
+    The hashed message has 56 bytes: the tag (16), batch and row (4 each, little-endian), the row's bits (32, zero
+    beyond the columns).
+
+    Args:
+        columns: uint8 (32·K, bytes), K ≤ WORDS: bit r of byte g of column c is the bit of row 8·g + r. The bytes of
+            a column are a multiple of BLOCK_BYTES.
+        offsets: uint32 (s, WORDS), XORed to the rows before hashing.
+        tag: uint32 (4,), the session's.
+        batch: number of the batch of rows in the session, below 2^32.
+        out: uint8 (s, bytes), one bit for each row, XORed to.
+    """
+    wide, words = columns.view(np.uint32), out.view(np.uint32)
+
+    def piece(blocks: range) -> None:
+        _add_pads(wide, offsets, tag, batch, blocks.start * LANES, blocks.stop * LANES, words)
+
+    spread(piece, ranges(columns.shape[1] // BLOCK_BYTES, 4 * CORES))
+
+
+@njit(**_FLAGS)
+def add_chosen(bits: U8, choices: U8, out: U8) -> None:
+    """XOR to each row of ``out`` its chosen bit.
+
+    Args:
+        bits: uint8 (s, bytes), one bit for each row and option.
+        choices: uint8 (n,); a choice of s or more takes nothing and sets the row's bit to zero.
+        out: uint8 (⌈n/8⌉,), XORed to; bits beyond n are set to zero.
+    """
+    options, count = bits.shape[0], choices.shape[0]
+    for g in range(out.shape[0]):
+        taken, kept = np.uint8(0), np.uint8(0)
+        for r in range(min(8, count - 8 * g)):
+            choice = choices[8 * g + r]
+            if choice < options:
+                taken |= bits[choice, g] & np.uint8(1 << r)
+                kept |= np.uint8(1 << r)
+        out[g] = (out[g] ^ taken) & kept

@@ -1,0 +1,237 @@
+"""Oblivious transfer: for every row the receiver obtains one of s bits of the sender, and the sender cannot tell which.
+
+One set-up serves all the calls of a session; s may differ from call to call.
+
+    receiver                                              sender
+      1.                                         ◄──      TransferBlinded   255 points that hide the sender's Δ
+         TransferRaised    each to its own key   ──►      both derive seeds: the receiver pairs, the sender one of each
+      for each call, in batches of rows:
+      2. TransferColumns   masked code words     ──►
+      3. takes its bits                          ◄──      TransferBits      s bits for every row, each under its own pad
+
+The receiver learns the chosen bits and no others; where a call has a *blank* option, a row that chooses it gets no bit
+at all. The sender learns the number of rows and options, which both knew before. A row costs 16 bytes up for 2 options,
+24 for up to 4, then 28, 30, 31 and at most 32, and s/8 bytes down.
+
+Both sides must be semi-honest: a receiver that sends rows which are not code words could find Δ, and with it every bit
+of every row (see :mod:`fedlearn.crypto.ot`). The number of rows is bounded by the caller.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedlearn.channel import START, Channel, Message, Reveals, Table, nothing
+from fedlearn.crypto import ot, ristretto
+from fedlearn.errors import BeyondContract, InvalidPoint, Malformed, OverBudget, WrongLength
+from fedlearn.v1 import transfer_pb2 as pb
+
+U8 = NDArray[np.uint8]
+
+TABLE = Table(
+    "transfer",
+    ("receiver", "sender"),
+    (
+        Message(
+            pb.TransferBlinded,
+            "sender",
+            (START,),
+            nothing("uniform points, whatever they hide"),
+        ),
+        Message(
+            pb.TransferRaised,
+            "receiver",
+            ("TransferBlinded",),
+            nothing("Diffie-Hellman values that give one of two random seeds each"),
+        ),
+        Message(
+            pb.TransferColumns,
+            "receiver",
+            ("TransferRaised", "TransferColumns", "TransferBits"),
+            Reveals("how many rows choose, and among how many options; the choices are masked", lambda _: 2),
+        ),
+        Message(
+            pb.TransferBits,
+            "sender",
+            ("TransferColumns", "TransferBits"),
+            Reveals("for each row, at most the one bit that it chose", lambda m: m.rows),
+        ),
+    ),
+)
+
+#: Rows of one batch, a multiple of 8: one side masks the next while the other answers the last.
+_ROWS = 1 << 17
+
+
+# --- receiver ----------------------------------------------------------------------------------------
+
+
+@dataclass
+class Receiver:
+    """The receiver's end, ready for calls.
+
+    Attributes:
+        channel: to the sender.
+        allowed: how many rows may choose in the session.
+        asked: how many have.
+    """
+
+    channel: Channel
+    allowed: int
+    _end: ot.Receiver = field(repr=False)
+    asked: int = 0
+
+    def choose(self, choices: U8, options: int, *, blank: bool = False) -> U8:
+        """One call.
+
+        Args:
+            choices: uint8 (n,), below ``options``; or equal to it for no bit, if ``blank``.
+            options: how many bits the sender has for each row, 1 to 256, with the blank one 2 to 256.
+            blank: whether the call has a blank option. It must not depend on the choices: the sender sees it.
+
+        Returns:
+            uint8 (⌈n/8⌉,), one bit for each row in little-endian bit order; 0 for blank.
+
+        Raises:
+            ValueError: a choice or the number of options is out of range; nothing was sent.
+            OverBudget: more rows than allowed; nothing was sent.
+            WrongLength: the sender's answer does not fit.
+        """
+        if choices.dtype != np.uint8 or (len(choices) and int(choices.max()) >= options + blank):
+            raise ValueError(f"choices are bytes, one of {options} options each")
+        if self.asked + len(choices) > self.allowed:
+            raise OverBudget(
+                f"oblivious transfers for {self.asked + len(choices)} rows are over the {self.allowed} of the session"
+            )
+        self.asked += len(choices)
+        batches = [choices[i : i + _ROWS] for i in range(0, len(choices), _ROWS)]
+        pads = [self._ask(batch, options, blank) for batch in batches]
+        opened = [self._open(batch, own, options) for batch, own in zip(batches, pads, strict=True)]
+        return np.concatenate([np.empty(0, np.uint8), *opened])
+
+    def _ask(self, choices: U8, options: int, blank: bool) -> U8:
+        masked, pads = self._end.extend(choices, options + blank)
+        self.channel.send(pb.TransferColumns(rows=len(choices), options=options, blank=blank, columns=masked))
+        return pads
+
+    def _open(self, choices: U8, pads: U8, options: int) -> U8:
+        answer = self.channel.receive(pb.TransferBits)
+        due = options * len(pads)
+        if answer.rows != len(choices) or len(answer.bits) != due:
+            raise self.channel.misbehaved(
+                WrongLength,
+                f"answered {answer.rows} rows in {len(answer.bits)} bytes where {len(choices)} in {due} were due",
+            )
+        return ot.open_bits(answer.bits, pads, choices, options)
+
+
+def open_receiver(channel: Channel, allowed: int) -> Receiver:
+    """Step 1 as the receiver.
+
+    Args:
+        channel: a channel that has been greeted over.
+        allowed: how many rows may choose in the session, all calls together.
+
+    Raises:
+        WrongLength, InvalidPoint: the sender's points are not what is due.
+    """
+    channel.open(TABLE, "receiver")
+    blinded = channel.receive(pb.TransferBlinded).points
+    _check_points(channel, blinded)
+    raised, tag, seeds = ot.offer(channel.session, blinded)
+    channel.send(pb.TransferRaised(points=raised))
+    return Receiver(channel, allowed, ot.Receiver(tag, seeds))
+
+
+# --- sender ------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Sender:
+    """The sender's end, ready for calls.
+
+    Attributes:
+        channel: to the receiver.
+        allowed: how many rows may choose in the session.
+        served: how many have.
+    """
+
+    channel: Channel
+    allowed: int
+    _end: ot.Sender = field(repr=False)
+    served: int = 0
+
+    def serve(self, bits: U8, rows: int, *, blank: bool = False) -> None:
+        """One call, all its batches.
+
+        Args:
+            bits: uint8 (s, ⌈rows/8⌉), one bit for each row of each option, in little-endian bit order.
+            rows: n, which both sides know from the calling protocol.
+            blank: whether the call has a blank option.
+
+        Raises:
+            ValueError: ``bits`` does not have ``rows`` rows, or the number of options is out of range.
+            BeyondContract: more rows than allowed.
+            Malformed, WrongLength: the receiver's message is not what is due.
+        """
+        if bits.shape[1] != -(-rows // 8):
+            raise ValueError(f"{bits.shape[1]} bytes are not the bits of {rows} rows")
+        length = ot.Code.of(len(bits) + blank).length
+        for first in range(0, rows, _ROWS):
+            count = min(_ROWS, rows - first)
+            masked = self._receive(count, len(bits), blank, length)
+            part = bits[:, first // 8 : (first + count + 7) // 8]
+            answer = self._end.answer(masked, part, count, len(bits) + blank)
+            self.channel.send(pb.TransferBits(rows=count, bits=answer))
+
+    def _receive(self, rows: int, options: int, blank: bool, length: int) -> bytes:
+        message = self.channel.receive(pb.TransferColumns)
+        if (message.options, message.blank) != (options, blank):
+            raise self.channel.misbehaved(
+                Malformed,
+                f"chose among {message.options} options where {options} are on offer, or a blank one unagreed",
+            )
+        if self.served + message.rows > self.allowed:
+            raise self.channel.misbehaved(
+                BeyondContract, f"asked for row {self.served + message.rows} where {self.allowed} are allowed"
+            )
+        due = length * -(-rows // 8)
+        if message.rows != rows or len(message.columns) != due:
+            raise self.channel.misbehaved(
+                WrongLength,
+                f"chose for {message.rows} rows in {len(message.columns)} bytes where {rows} in {due} were due",
+            )
+        self.served += rows
+        return message.columns
+
+
+def open_sender(channel: Channel, allowed: int) -> Sender:
+    """Step 1 as the sender.
+
+    Args:
+        channel: a channel that has been greeted over.
+        allowed: how many rows may choose in the session, all calls together.
+
+    Raises:
+        WrongLength, InvalidPoint: the receiver's points are not what is due.
+    """
+    channel.open(TABLE, "sender")
+    choice, blinded = ot.choose(channel.session)
+    channel.send(pb.TransferBlinded(points=blinded))
+    raised = channel.receive(pb.TransferRaised).points
+    _check_points(channel, raised)
+    tag, seeds = ot.accept(channel.session, choice, blinded, raised)
+    return Sender(channel, allowed, ot.Sender(tag, choice.bits, seeds))
+
+
+def _check_points(channel: Channel, points: bytes) -> None:
+    if len(points) != ot.BASES * ristretto.POINT_BYTES:
+        raise channel.misbehaved(
+            WrongLength, f"sent {len(points)} bytes where {ot.BASES} points of {ristretto.POINT_BYTES} bytes were due"
+        )
+    bad = ristretto.check_points(points)
+    if bad is not None:
+        raise channel.misbehaved(InvalidPoint, f"sent an invalid point, number {bad}")
