@@ -52,32 +52,69 @@ class Side(_Strict):
 
     name: Name
     features: dict[str, Kind] = Field(min_length=1, description="column name to kind")
+    monotone: dict[str, Literal[-1, 1]] = Field(
+        {}, description="number columns with which predictions must not fall (1) or not rise (-1)"
+    )
+
+    @model_validator(mode="after")
+    def _monotone_numbers(self) -> Side:
+        for column in self.monotone:
+            if self.features.get(column) != "number":
+                raise ValueError(f"monotone names {column!r}, which is not a number column of {self.name!r}")
+        return self
 
 
 class Label(_Strict):
-    """The active side's label column and the text of its positive value."""
+    """The active side's label column.
+
+    With objective ``logistic`` it has two values, of which ``positive`` is one; with ``softmax`` it has ``classes``; else
+    it is a number.
+    """
 
     column: str
     positive: str = "1"
+    classes: tuple[str, ...] = Field((), description="label values, for objective softmax; at least two")
+    weight: str | None = Field(None, description="column of positive row weights on the active side")
 
 
 class Boost(_Strict):
-    """Gradient-boosted trees, binary logistic. Names follow XGBoost where it has one."""
+    """Gradient-boosted trees. Names follow XGBoost where it has one."""
 
-    trees: int = Field(100, ge=1, le=10_000)
+    objective: Literal["logistic", "softmax", "squared", "poisson", "tweedie"] = "logistic"
+    tweedie_power: float = Field(1.5, gt=1, lt=2, description="variance power of objective tweedie")
+    start: float | None = Field(None, description="margin to start from; by default that of the mean label")
+    scale_pos_weight: float = Field(1.0, gt=0, description="factor on the weight of positive rows")
+    trees: int = Field(100, ge=1, le=10_000, description="rounds; each grows one tree per class")
+    forest: Literal["boost", "random"] = Field("boost", description="random: all trees from the start, averaged")
+    growth: Literal["level", "leaf"] = Field("level", description="by level, or always the leaf that gains most")
     depth: int = Field(4, ge=1, le=12)
+    max_leaves: int = Field(31, ge=2, le=4096, description="leaves of a tree grown by leaf")
     learning_rate: float = Field(0.1, gt=0, le=1)
     bins: int = Field(32, ge=2, le=255, description="bins per feature, not counting the one for missing values")
     reg_lambda: float = Field(1.0, ge=0, description="L2 on leaf weights")
+    reg_alpha: float = Field(0.0, ge=0, description="L1 on leaf weights")
     gamma: float = Field(0.0, ge=0, description="least gain of a split")
+    max_delta_step: float = Field(0.0, ge=0, description="largest absolute leaf weight before the rate; 0 for no bound")
     min_child_weight: float = Field(1.0, ge=0, description="least sum of hessians in a child")
     min_child_size: int = Field(1, ge=1, description="least number of training rows in a child")
+    subsample: float = Field(1.0, gt=0, le=1, description="share of training rows for each tree")
+    feature_share: float = Field(1.0, gt=0, le=1, description="share of both sides' features for each tree")
+    goss_top: float = Field(0.0, ge=0, lt=1, description="GOSS: share of rows kept for large gradients; 0: no GOSS")
+    goss_rest: float = Field(0.1, gt=0, le=1, description="GOSS: share of rows sampled from the others")
+    active_trees: int = Field(0, ge=0, description="first rounds that use the active side's features alone")
     gradient_bits: int = Field(8, ge=2, le=16, description="bits of a quantised gradient, sign included")
-    routing: Literal["bits"] = "bits"
+    routing: Literal["oblivious", "bits", "shared"] = Field("oblivious", description="how rows find their side")
+    pad_vectors: bool = Field(False, description="ask for as many vectors at each level as a full tree would need")
     validation: float = Field(0.0, ge=0, le=0.5, description="share of rows kept out of training for early stopping")
-    early_stopping: int = Field(0, ge=0, description="trees without improvement before stopping; 0 never stops")
-    folds: int = Field(0, ge=0, le=20, description="cross-validation folds before the final fit; 0 for none")
+    early_stopping: int = Field(0, ge=0, description="rounds without improvement before stopping; 0 never stops")
+    metric: Literal["loss", "error", "auc", "rmse", "mae"] = Field("loss", description="what early stopping follows")
+    folds: int = Field(0, ge=0, le=20, description="cross-validation folds beside the final fit; 0 for none")
     seed: int = Field(0, ge=0, lt=2**63)
+
+    @property
+    def rounds(self) -> int:
+        """Rounds of a run: all trees of a random forest are grown in one."""
+        return 1 if self.forest == "random" else self.trees
 
     @model_validator(mode="after")
     def _consistent(self) -> Boost:
@@ -85,6 +122,16 @@ class Boost(_Strict):
             raise ValueError("early_stopping needs validation > 0")
         if self.folds == 1:
             raise ValueError("folds must be 0 or at least 2")
+        if self.forest == "random" and (self.early_stopping or self.active_trees):
+            raise ValueError("a random forest has one round: early_stopping and active_trees do not apply")
+        if self.goss_top and self.subsample < 1:
+            raise ValueError("goss_top and subsample are two ways to sample rows: choose one")
+        if self.goss_top + self.goss_rest > 1 and self.goss_top:
+            raise ValueError("goss_top and goss_rest together must not exceed 1")
+        if self.metric == "auc" and self.objective != "logistic":
+            raise ValueError("metric auc needs objective logistic")
+        if self.metric in ("rmse", "mae") and self.objective == "softmax":
+            raise ValueError("metrics rmse and mae need a number to predict")
         return self
 
 
@@ -99,8 +146,15 @@ class Budget(_Strict):
     """What the passive side allows in one session at most; it refuses what goes beyond."""
 
     rows: int = Field(10_000_000, ge=1, description="rows a side may bring to alignment")
+    least_rows: int = Field(1, ge=1, description="least training rows in a child of any split, for anonymity")
     vectors: int = Field(200_000, ge=1, description="encrypted vectors that may be asked for")
     kl_nats: float = Field(2.0**-20, gt=0, description="leakage of all noisy responses together")
+
+
+class Disclosure(_Strict):
+    """What a side may be told beyond what the protocols need."""
+
+    names: bool = Field(False, description="the active side learns the names of the passive features in its trees")
 
 
 class Contract(_Strict):
@@ -117,9 +171,34 @@ class Contract(_Strict):
     boost: Boost = Boost()
     encryption: Encryption = Encryption()
     budget: Budget = Budget()
+    disclosure: Disclosure = Disclosure()
+
+    @property
+    def target(self) -> Literal["binary", "classes", "number", "count"]:
+        """What the label column holds under the objective."""
+        kinds: dict[str, Literal["binary", "classes", "number", "count"]] = {
+            "logistic": "binary",
+            "softmax": "classes",
+            "squared": "number",
+            "poisson": "count",
+            "tweedie": "count",
+        }
+        return kinds[self.boost.objective]
+
+    @property
+    def outputs(self) -> int:
+        """Margins per row, which is also trees per round: the number of classes, or 1."""
+        return len(self.label.classes) if self.boost.objective == "softmax" else 1
 
     @model_validator(mode="after")
     def _consistent(self) -> Contract:
+        softmax = self.boost.objective == "softmax"
+        if softmax != bool(self.label.classes) or len(set(self.label.classes)) != len(self.label.classes):
+            raise ValueError("[label] classes must list distinct values with objective softmax, and only then")
+        if softmax and len(self.label.classes) < 2:
+            raise ValueError("[label] classes must have at least two values")
+        if self.label.weight in self.active.features:
+            raise ValueError("the weight column cannot also be a feature")
         if self.active.name == self.passive.name:
             raise ValueError("active and passive must be two different parties")
         if self.label.column in self.active.features:

@@ -274,8 +274,8 @@ def _new_customers(folder: Path) -> dict[str, float]:
     """Figures on new customers: the bank's scores against outcomes that only the demo kept."""
     bad = {_digits(row[KEY]): row[LABEL] == POSITIVE for row in _read(folder / "outcomes.csv")}
     scores = _read(folder / "bank/results/predictions/scores.csv")
-    label = np.array([bad[row["id"]] for row in scores], np.int8)
-    return figures(label, np.array([float(row["log_odds"]) for row in scores]))
+    label = np.array([bad[row["id"]] for row in scores], np.float64)
+    return figures("logistic", label, np.array([[float(row["log_odds"]) for row in scores]]))
 
 
 def _pooled_xgboost(folder: Path) -> dict[str, float] | None:
@@ -297,7 +297,7 @@ def _pooled_xgboost(folder: Path) -> dict[str, float] | None:
     rows = [{**halves[0][row["id"]], **halves[1][row["id"]]} for row in held_out]
     columns = [_column([row[name] for row in rows], kind) for name, kind in kinds.items()]
     matrix, types = np.stack(columns, axis=1), ["c" if kind == "category" else "q" for kind in kinds.values()]
-    label = np.array([int(row["label"]) for row in held_out], np.int8)
+    label = np.array([int(row["label"]) for row in held_out], np.float64)
     fold = np.array([int(row["fold"]) for row in held_out])
     settings = {
         "objective": "binary:logistic",
@@ -316,7 +316,7 @@ def _pooled_xgboost(folder: Path) -> dict[str, float] | None:
     for k in range(boost.folds):
         model = xgboost.train(settings, rows_of(fold != k), boost.trees)
         margins[fold == k] = model.predict(rows_of(fold == k), output_margin=True)
-    return figures(label, margins)
+    return figures("logistic", label, margins[None])
 
 
 def _column(texts: list[str], kind: str) -> NDArray[np.float64]:

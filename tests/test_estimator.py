@@ -64,7 +64,8 @@ def test_as_good_as_one_table_in_one_place(table):
 
 def test_what_it_tells(table):
     frame, label = table
-    model = VerticalBoostingClassifier(trees=10, passive_columns=["amount", "price", "town"]).fit(frame, label)
+    divided = VerticalBoostingClassifier(trees=10, passive_columns=["amount", "price", "town"], routing="bits")
+    model = divided.fit(frame, label)
     assert model.classes_.tolist() == ["bad", "good"]
     assert model.feature_names_in_.tolist() == frame.columns.tolist()
     assert model.n_features_in_ == 6
@@ -166,3 +167,29 @@ def test_bad_columns(table):
         VerticalBoostingClassifier(trees=1).fit(frame.assign(income=[f"t{i}" for i in range(len(frame))]), label)
     with pytest.raises(ValueError, match="unique column names"):
         VerticalBoostingClassifier(trees=1).fit(frame.rename(columns={"debt": "income"}), label)
+
+
+def test_three_classes_and_all_routings(table):
+    frame, _ = table
+    rng = np.random.default_rng(1)
+    score = frame["age"] + frame["price"] + rng.normal(size=len(frame)) / 2
+    label = np.array(["low", "middle", "high"])[np.digitize(score, [-0.6, 0.6])]
+    fits = {
+        routing: VerticalBoostingClassifier(trees=8, learning_rate=0.3, routing=routing).fit(frame, label)
+        for routing in ("oblivious", "bits", "shared")
+    }
+    model = fits["oblivious"]
+    margins, chances = model.decision_function(frame), model.predict_proba(frame)
+    assert model.classes_.tolist() == ["high", "low", "middle"]
+    assert model.n_trees_ == 24
+    assert margins.shape == chances.shape == (len(frame), 3)
+    np.testing.assert_allclose(chances.sum(axis=1), 1)
+    assert (model.predict(frame) == model.classes_[chances.argmax(axis=1)]).all()
+    assert np.mean(model.predict(frame) == label) > 0.75
+    for other in ("bits", "shared"):
+        np.testing.assert_array_equal(fits[other].decision_function(frame), margins)
+    said = {routing: {line["message"]: line["values"] for line in fit.ledger_} for routing, fit in fits.items()}
+    assert said["oblivious"]["TransferBits"] % len(frame) == 0 < said["oblivious"]["TransferBits"]
+    assert "BoostSides" not in said["oblivious"]
+    assert said["bits"]["BoostSides"] == len(frame) * said["bits"]["BoostSplits"]
+    assert 0 < said["shared"]["BoostSides"] == said["shared"]["BoostNodes"] < said["bits"]["BoostSides"]

@@ -21,8 +21,10 @@ from numpy.typing import NDArray
 from fedlearn.bench.pair import party_channel, peak_mib, run_pair
 from fedlearn.channel import Channel
 from fedlearn.contract import Align, Boost, Budget, Contract, Data, Encryption, Key, Kind, Label, Side
-from fedlearn.data import Binning, PartyTable, fit_binning, load_table, make_table
+from fedlearn.data import PartyTable, fit_binning, load_table, make_table
 from fedlearn.errors import FileMissing
+from fedlearn.jobs import features_of, rows_of
+from fedlearn.learner.booster import Rows, split_of
 from fedlearn.protocols import boost
 from fedlearn.report.metrics import figures
 
@@ -42,6 +44,7 @@ class Setting:
     trees: int
     gradient_bits: int
     backend: str
+    routing: str
     active_file: str | None = None
     passive_file: str | None = None
     key: str = "id"
@@ -135,12 +138,15 @@ def _contract(setting: Setting, kinds: dict[str, dict[str, Kind]]) -> Contract:
         passive=Side(name="passive", features=kinds["passive"]),
         label=Label(column=setting.label, positive=setting.positive),
         align=Align(key=Key(column=setting.key)),
-        boost=Boost(
-            trees=setting.trees,
-            depth=setting.depth,
-            bins=setting.bins,
-            gradient_bits=setting.gradient_bits,
-            validation=_HELD_OUT,
+        boost=Boost.model_validate(
+            {
+                "trees": setting.trees,
+                "depth": setting.depth,
+                "bins": setting.bins,
+                "gradient_bits": setting.gradient_bits,
+                "validation": _HELD_OUT,
+                "routing": setting.routing,
+            }
         ),
         encryption=Encryption.model_validate({"backend": setting.backend}),
         budget=Budget(vectors=10_000_000, rows=100_000_000),
@@ -150,31 +156,26 @@ def _contract(setting: Setting, kinds: dict[str, dict[str, Kind]]) -> Contract:
 # --- one party's process -----------------------------------------------------------------------------
 
 
-def _layout(binning: Binning) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
-    return np.diff(binning.offsets), np.array([f.kind == "number" for f in binning.features], np.bool_)
-
-
-def _active_data(table: PartyTable, contract: Contract) -> boost.ActiveData:
-    binning = fit_binning(table, contract.boost.bins, contract.active.features)
-    label = table.label if table.label is not None else np.zeros(0, np.int8)
-    return boost.ActiveData(binning.transform(table), *_layout(binning), label, np.arange(table.rows), table.rows)
+def _rows(table: PartyTable, contract: Contract) -> Rows:
+    return rows_of(table, fit_binning(table, contract.boost.bins, contract.active.features), contract)
 
 
 def _train_active(channel: Channel, contract: Contract, table: PartyTable) -> dict[str, Any]:
-    data = _active_data(table, contract)
-    result = boost.train_active(channel, contract, data)
-    held_out = boost.fold_split(data, contract.boost, None).valid
+    rows = _rows(table, contract)
+    result = boost.train_active(channel, contract, boost.ActiveData(rows, np.arange(table.rows), table.rows))
+    held_out = split_of(table.rows, contract.boost).valid
     return {
         "seconds_setup": channel.phases["hint"].seconds,
         "seconds_per_tree": channel.phases["trees"].seconds / contract.boost.trees,
-        "auc": figures(data.label[held_out], result.fit.margins[held_out])["auc"],
+        "auc": figures("logistic", rows.label[held_out], result.fit.margins[:, held_out])["auc"],
         "kl_nats": channel.ledger.kl_nats,
     }
 
 
 def _train_passive(channel: Channel, contract: Contract, table: PartyTable) -> dict[str, Any]:
     binning = fit_binning(table, contract.boost.bins, contract.passive.features)
-    boost.train_passive(channel, contract, boost.PassiveData(binning.transform(table), *_layout(binning)))
+    data = boost.PassiveData(binning.transform(table), features_of(binning, contract.passive))
+    boost.train_passive(channel, contract, data)
     return {}
 
 
@@ -219,8 +220,8 @@ def _xgboost(setting: Setting, contract: Contract) -> dict[str, float]:
     except ModuleNotFoundError:
         raise FileMissing("the yardstick is not installed: pip install xgboost-cpu") from None
     tables = {role: _table(setting, contract, role) for role in _TABLES}
-    label = _active_data(tables["active"], contract).label
-    split = boost.fold_split(_active_data(tables["active"], contract), contract.boost, None)
+    label = _rows(tables["active"], contract).label
+    split = split_of(len(label), contract.boost)
     columns, types = [], []
     for role, table in tables.items():
         for name in contract.side(role).features:
@@ -259,7 +260,7 @@ def _xgboost(setting: Setting, contract: Contract) -> dict[str, float]:
     margins = model.predict(rows_of(split.valid, train), output_margin=True)
     return {
         "xgboost_seconds_per_tree": seconds / contract.boost.trees,
-        "auc_xgboost": figures(label[split.valid], margins)["auc"],
+        "auc_xgboost": figures("logistic", label[split.valid], margins[None])["auc"],
     }
 
 

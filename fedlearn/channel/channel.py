@@ -167,6 +167,10 @@ class Channel:
         self._transcripts[table.protocol] = transcript
         self._by_type.update({message.type: transcript for message in table.messages})
 
+    def table(self, protocol: str) -> Table:
+        """The message table that an open protocol runs by. Raises KeyError for one that is not open."""
+        return self._transcripts[protocol].table
+
     def send(self, message: ProtobufMessage) -> None:
         """Send one message, waiting while the peer is slow to take it.
 

@@ -47,6 +47,7 @@ def boost(
     trees: Annotated[int, typer.Option(help="number of trees")] = 10,
     gradient_bits: Annotated[int, typer.Option(help="bits of a quantised gradient")] = 8,
     backend: Annotated[str, typer.Option(help="lwe or paillier")] = "lwe",
+    routing: Annotated[str, typer.Option(help="oblivious, bits or shared")] = "oblivious",
     active_file: Annotated[str | None, typer.Option(help="CSV with key, label and features")] = None,
     passive_file: Annotated[str | None, typer.Option(help="CSV with key and features")] = None,
     key: Annotated[str, typer.Option(help="key column of both files")] = "id",
@@ -61,7 +62,7 @@ def boost(
     from fedlearn.bench import boost as bench
 
     setting = bench.Setting(
-        rows, active_features, passive_features, bins, depth, trees, gradient_bits, backend,
+        rows, active_features, passive_features, bins, depth, trees, gradient_bits, backend, routing,
         active_file, passive_file, key, label, positive,
     )  # fmt: skip
     result = bench.measure(setting)

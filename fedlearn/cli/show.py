@@ -121,14 +121,17 @@ def _json_lines(party: str, interval: float = 0.1) -> Report:
 # --- results as tables -------------------------------------------------------------------------------
 
 
+_FIGURES = {"auc": "AUC", "ks": "KS", "log_loss": "log-loss", "rmse": "RMSE", "mae": "MAE", "r2": "R²"}
+
+
 def figures_table(rows: dict[str, dict[str, float]], title: str) -> Table:
     """Figures of merit by model."""
     table = Table(title=title, title_justify="left")
     table.add_column("model")
-    for name in ("AUC", "KS", "log-loss"):
-        table.add_column(name, justify="right")
+    for name in next(iter(rows.values())):
+        table.add_column(_FIGURES.get(name, name), justify="right")
     for model, row in rows.items():
-        table.add_row(model, f"{row['auc']:.4f}", f"{row['ks']:.4f}", f"{row['log_loss']:.4f}")
+        table.add_row(model, *(f"{value:.4f}" for value in row.values()))
     return table
 
 
@@ -185,16 +188,21 @@ def importance_table(importance: dict[str, dict[str, float]], most: int = 12) ->
     table = Table(title="Importance", title_justify="left")
     table.add_column("feature")
     table.add_column("gain", justify="right")
+    table.add_column("cover", justify="right")
     table.add_column("splits", justify="right")
     for name, entry in list(importance.items())[:most]:
-        table.add_row(name, f"{entry['gain']:,.1f}", f"{int(entry['splits'])}")
+        table.add_row(name, f"{entry['gain']:,.1f}", f"{entry['cover']:,.0f}", f"{int(entry['splits'])}")
     return table
 
 
 def summary(result: dict[str, Any]) -> None:
     """A job's result on one side."""
-    skip = {"phases", "ledger", "joint", "alone", "importance", "validation_log_loss", "splits_by_feature", "skipped"}
-    facts = {name: value for name, value in result.items() if name not in skip and value is not None}
+    skip = {"phases", "ledger", "joint", "alone", "importance", "splits_by_feature", "skipped"}
+    facts = {
+        name: value
+        for name, value in result.items()
+        if name not in skip and value is not None and not isinstance(value, list | dict)
+    }
     out.print(facts_table(f"{result['party']}: {result['job']}", facts))
     if "joint" in result:
         models = {f"{result['party']} alone": result["alone"], "joint": result["joint"]}

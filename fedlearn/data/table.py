@@ -21,7 +21,7 @@ import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 import duckdb
 import numpy as np
@@ -49,6 +49,12 @@ _ASCII_SPACE = " \t\n\v\f\r\x1c\x1d\x1e\x1f"  # what str.strip() strips, so that
 _DEFAULT_KEY = Key(column="id")
 
 
+Target = npt.NDArray[np.int8] | npt.NDArray[np.float64]
+
+#: What a label column holds: two values, several classes, any number, or a number that is not negative.
+TargetKind = Literal["binary", "classes", "number", "count"]
+
+
 @dataclass(frozen=True, eq=False)
 class PartyTable:
     """One party's checked rows, in the order of its source. Never leaves this party.
@@ -57,14 +63,17 @@ class PartyTable:
         ids: shape (n,), normalised identifiers, distinct and without nulls.
         columns: feature name to values of shape (n,): a ``number`` is float64 with NaN for missing (never infinite);
             a ``category`` is an Arrow dictionary<int32, string> with nulls for missing.
-        label: shape (n,), int8, 1 for the contract's positive value and 0 for the other; None without label.
+        label: shape (n,); int8, 1 for the contract's positive value and 0 for the other, or the number of the class; or
+            float64, the value; None without label.
+        weight: shape (n,), float64, positive row weights; None without.
         skipped: rows that were left out of the source as the contract allows, by reason
             (``null_ids``, ``duplicate_ids``).
     """
 
     ids: pa.StringArray
     columns: dict[str, Column]
-    label: npt.NDArray[np.int8] | None = None
+    label: Target | None = None
+    weight: npt.NDArray[np.float64] | None = None
     skipped: dict[str, int] = field(default_factory=dict)
 
     @property
@@ -83,6 +92,7 @@ class PartyTable:
                 for name, values in self.columns.items()
             },
             label=None if self.label is None else self.label[indices],
+            weight=None if self.weight is None else self.weight[indices],
         )
 
     def fingerprint(self) -> bytes:
@@ -97,10 +107,19 @@ class PartyTable:
             _feed(digest, f"column {name}", self.columns[name])
         if self.label is not None:
             _feed(digest, "label", self.label)
+        if self.weight is not None:
+            _feed(digest, "weight", self.weight)
         return digest.digest()
 
 
-def load_table(data: Data, key: Key, features: Mapping[str, Kind], label: Label | None, max_rows: int) -> PartyTable:
+def load_table(
+    data: Data,
+    key: Key,
+    features: Mapping[str, Kind],
+    label: Label | None,
+    max_rows: int,
+    target: TargetKind = "binary",
+) -> PartyTable:
     """Read a party's CSV (``.csv``, ``.csv.gz``) or Parquet (``.parquet``) file and check it.
 
     A CSV file is UTF-8 with a header, quoted as RFC 4180 says, with comma, semicolon, tab or bar as delimiter. Text is
@@ -112,6 +131,7 @@ def load_table(data: Data, key: Key, features: Mapping[str, Kind], label: Label 
         features: columns to read, by kind, in the order in which they are kept.
         label: the label column, or None where there is none (the passive side, and prediction).
         max_rows: the most rows that the contract allows.
+        target: what the label is: two values, classes, any number, or a number that is not negative.
 
     Raises:
         FileMissing: no such file, or not readable.
@@ -120,16 +140,27 @@ def load_table(data: Data, key: Key, features: Mapping[str, Kind], label: Label 
         OverBudget: more than ``max_rows`` rows.
     """
     path = data.path
-    names = list(dict.fromkeys([key.column, *features, *([label.column] if label else [])]))
+    asked = [name for name in (label.column, label.weight) if name] if label else []
+    names = list(dict.fromkeys([key.column, *features, *asked]))
     chunks = (
         _Chunk(
             ids=batch[key.column],
             columns={name: batch[name] for name in features},
             label=batch[label.column] if label else None,
+            weight=batch[label.weight] if label and label.weight else None,
         )
         for batch in _read(path, names)
     )
-    return _build(chunks, str(path), key=key, features=features, label=label, missing=data.missing, max_rows=max_rows)
+    return _build(
+        chunks,
+        str(path),
+        key=key,
+        features=features,
+        label=label,
+        missing=data.missing,
+        max_rows=max_rows,
+        target=target,
+    )
 
 
 def make_table(
@@ -230,6 +261,7 @@ class _Chunk(NamedTuple):
     ids: pa.Array
     columns: dict[str, pa.Array]
     label: pa.Array | None
+    weight: pa.Array | None = None
 
 
 class _Place(NamedTuple):
@@ -256,10 +288,12 @@ def _build(
     label: Label | None,
     missing: Sequence[str],
     max_rows: int,
+    target: TargetKind = "binary",
 ) -> PartyTable:
     absent = pa.array(missing, pa.string())
     ids: list[pa.StringArray] = []
-    labels: list[pa.StringArray] = []
+    labels: list[Any] = []
+    weights: list[npt.NDArray[np.float64]] = []
     parts: dict[str, list[Any]] = {name: [] for name in features}
     rows = 0
     for chunk in chunks:
@@ -271,18 +305,79 @@ def _build(
             convert = _numbers if kind == "number" else _categories
             parts[name].append(convert(chunk.columns[name], absent, _Place(source, name, start)))
         if label is not None:
-            labels.append(_trimmed(chunk.label, absent, _Place(source, label.column, start)))
+            read = _trimmed if target in ("binary", "classes") else _numbers
+            labels.append(read(chunk.label, absent, _Place(source, label.column, start)))
+            if label.weight is not None:
+                weights.append(_numbers(chunk.weight, absent, _Place(source, label.weight, start)))
     if rows == 0:
         raise EmptyTable(f"{source} has no rows")
 
     keys = pa.concat_arrays(ids)
     kept, skipped = _select(keys, key, source)
-    table = PartyTable(keys, {name: _join(part) for name, part in parts.items()}, None, skipped)
+    table = PartyTable(keys, {name: _join(part) for name, part in parts.items()}, skipped=skipped)
     if len(kept) < rows:
         table = table.take(kept)
     if label is not None:
-        table = replace(table, label=_binary(pa.concat_arrays(labels).take(kept), kept, label, source))
+        table = replace(table, label=_target(labels, kept, label, source, target))
+        if label.weight is not None:
+            table = replace(table, weight=_weights(np.concatenate(weights)[kept], kept, label.weight, source))
     return table
+
+
+def _target(labels: list[Any], kept: npt.NDArray[np.int64], label: Label, source: str, target: TargetKind) -> Target:
+    if target == "binary":
+        return _binary(pa.concat_arrays(labels).take(kept), kept, label, source)
+    if target == "classes":
+        return _classes(pa.concat_arrays(labels).take(kept), kept, label, source)
+    return _values(np.concatenate(labels)[kept], kept, label, source, target)
+
+
+def _classes(texts: pa.StringArray, kept: npt.NDArray[np.int64], label: Label, source: str) -> npt.NDArray[np.int8]:
+    """The number of each row's class in the contract's list."""
+    name = f"label column {label.column!r} of {source}"
+    found = pc.index_in(texts, pa.array(label.classes, pa.string()))
+    unknown = found.is_null().to_numpy(zero_copy_only=False)
+    if unknown.any():
+        row = kept[np.argmax(unknown)] + 1
+        raise BadLabel(
+            f"{name} is missing or not one of the contract's classes in {unknown.sum()} row(s), first in {row}"
+        )
+    if len(texts.unique()) == 1:
+        raise BadLabel(f"{name} is constant: every row has {texts[0].as_py()!r}")
+    return np.asarray(found.to_numpy(zero_copy_only=False), np.int8)
+
+
+def _values(
+    values: npt.NDArray[np.float64], kept: npt.NDArray[np.int64], label: Label, source: str, target: TargetKind
+) -> npt.NDArray[np.float64]:
+    """A numeric label: present, not constant, and not negative where the objective has a log link."""
+    name = f"label column {label.column!r} of {source}"
+    if np.isnan(values).any():
+        raise BadLabel(
+            f"{name} is missing in {np.isnan(values).sum()} row(s), the first is row {_first(np.isnan(values), kept)}"
+        )
+    if target == "count" and (values < 0).any():
+        raise BadLabel(
+            f"{name} is negative in {(values < 0).sum()} row(s), the first is row {_first(values < 0, kept)}"
+        )
+    if (values == values[0]).all():
+        raise BadLabel(f"{name} is constant: every row has {values[0]:g}")
+    return values
+
+
+def _weights(
+    values: npt.NDArray[np.float64], kept: npt.NDArray[np.int64], column: str, source: str
+) -> npt.NDArray[np.float64]:
+    wrong = ~(values > 0)
+    if wrong.any():
+        raise BadLabel(
+            f"weight column {column!r} of {source} is missing or not positive first in row {_first(wrong, kept)}"
+        )
+    return values
+
+
+def _first(wrong: npt.NDArray[np.bool_], kept: npt.NDArray[np.int64]) -> int:
+    return int(kept[np.argmax(wrong)]) + 1
 
 
 def _select(ids: pa.StringArray, key: Key, source: str) -> tuple[npt.NDArray[np.int64], dict[str, int]]:

@@ -38,59 +38,76 @@ def quantise(values: F64, rows: I64, scale: float, words: U64, out: I32) -> None
 
 
 @njit(**_FLAGS)
-def scatter(values: I32, slots: I32, rows: I64, position: I64, out: I32) -> None:
-    """Spread the values of each node over its own encrypted vectors.
+def fill(values: I32, rows: I64, position: I64, out: I32) -> None:
+    """Spread one node's values over an encrypted vector.
 
     Args:
-        values: int32 (V, m).
-        slots: int32 (m,), which vector group a row belongs to.
-        rows: int64, rows that belong to one.
+        values: int32 (m,), one kind of value of every own row.
+        rows: int64, the node's rows.
         position: int64 (m,), place of each row in the order that both sides share.
-        out: int32 (S·V, n), zero on entry.
+        out: int32 (n,), zero on entry.
     """
-    count = values.shape[0]
     for i in rows:
-        for k in range(count):
-            out[slots[i] * count + k, position[i]] = values[k, i]
+        out[position[i]] = values[i]
 
 
 @njit(**_FLAGS)
-def _histogram(bins: U8, values: I32, slots: I32, rows: I64, out: I64) -> None:
-    """out[slot, bin, k] += values[k, i] for one feature; out int64 (S, bins, V)."""
+def _histogram(bins: U8, values: I32, rows: I64, out: I64) -> None:
+    """out[bin, k] += values[k, i] over some rows of one feature; out int64 (bins, V)."""
     count = values.shape[0]
-    for i in rows:
-        for k in range(count):
-            out[slots[i], bins[i], k] += values[k, i]
+    if count == 2:  # the common case, unrolled
+        for i in rows:
+            b = bins[i]
+            out[b, 0] += values[0, i]
+            out[b, 1] += values[1, i]
+    else:
+        for i in rows:
+            for k in range(count):
+                out[bins[i], k] += values[k, i]
 
 
-def histograms(bins: U8, sizes: I64, values: I32, slots: I32, rows: I64, nodes: int) -> I64:
+def histograms(bins: U8, sizes: I64, requests: list[tuple[I32, I64]]) -> I64:
     """Sums of values by node and bin over this side's own features.
 
     Args:
         bins: uint8 (F, m).
         sizes: int64 (F,), bins of each feature.
-        values: int32 (V, m).
-        slots: int32 (m,), node slot of each row.
-        rows: int64, the rows to sum.
-        nodes: number of slots.
+        requests: for each node, values int32 (V, m) and rows int64.
 
     Returns:
         int64 (nodes, R, V) with R = sum of sizes.
     """
     offsets = np.concatenate([[0], np.cumsum(sizes)])
-    out = np.zeros((nodes, int(offsets[-1]), len(values)), np.int64)
+    out = np.zeros((len(requests), int(offsets[-1]), len(requests[0][0])), np.int64)
 
     def features(part: range) -> None:
-        for f in part:
-            _histogram(bins[f], values, slots, rows, out[:, offsets[f] : offsets[f + 1]])
+        for (values, rows), sums in zip(requests, out, strict=True):
+            for f in part:
+                _histogram(bins[f], values, rows, sums[offsets[f] : offsets[f + 1]])
 
     spread(features, ranges(len(sizes), CORES))
     return out
 
 
 @njit(**_FLAGS)
-def _score(g: float, h: float, l2: float) -> float:
-    return g * g / (h + l2) if h + l2 > 0 else 0.0
+def leaf_weight(g: float, h: float, l1: float, l2: float, most: float, low: float, high: float) -> float:
+    """The weight that minimises g·w + (h + l2)·w²/2 + l1·|w| within ±most (0: no bound) and [low, high]."""
+    if h + l2 <= 0:
+        return 0.0
+    w = 0.0
+    if g > l1:
+        w = -(g - l1) / (h + l2)
+    elif g < -l1:
+        w = -(g + l1) / (h + l2)
+    if most > 0:
+        w = min(max(w, -most), most)
+    return min(max(w, low), high)
+
+
+@njit(**_FLAGS)
+def _worth(g: float, h: float, l1: float, l2: float, w: float) -> float:
+    """Twice the fall of the loss at weight w; g²/(h + l2) at the unbounded optimum."""
+    return -(2 * g * w + (h + l2) * w * w + 2 * l1 * abs(w))
 
 
 @njit(**_FLAGS)
@@ -135,8 +152,17 @@ def _left_bins(sums: I64, order: I64, cut: int, ordered: bool, heavier_left: boo
 
 @njit(**_FLAGS)
 def best_split(
-    sums: I64, offsets: I64, ordered: B1, units: F64, l2: float, least_weight: float, least_size: int, mask: U8
-) -> tuple[float, int]:
+    sums: I64,
+    offsets: I64,
+    ordered: B1,
+    monotone: NDArray[np.int8],
+    allowed: B1,
+    units: F64,
+    rules: F64,
+    low: float,
+    high: float,
+    mask: U8,
+) -> tuple[float, int, float, float]:
     """The split of one node with the largest gain (Chen & Guestrin, KDD 2016, eq. 7, without the factor ½ and γ).
 
     Bins of an ordered feature are cut between neighbours; those of a category first sorted by gradient over
@@ -147,18 +173,22 @@ def best_split(
         sums: int64 (R, V): quantised gradient, hessian and, when V is 3, row count of each bin.
         offsets: int64 (F + 1,), rows of each feature.
         ordered: bool (F,).
+        monotone: int8 (F,): 1 or -1 where weights must not fall or not rise with the bins, else 0.
+        allowed: bool (F,), features that this tree may use.
         units: float64 (2,), value of one unit of gradient and of hessian.
-        l2: λ.
-        least_weight: least sum of hessians in a child.
-        least_size: least row count in a child; used when V is 3.
+        rules: float64 (5,): L1, L2, max delta step, least hessian and least rows (with V = 3) of a child.
+        low, high: bounds on the node's weight that monotone splits above it have set.
         mask: uint8 (32,), receives the bins that go left.
 
     Returns:
-        gain (0 when there is no split) and feature (-1 then).
+        gain (0 when there is no split), feature (-1 then), and the left child's gradient and hessian.
     """
+    l1, l2, most, least_weight, least_size = rules
     counted = sums.shape[1] == 3
-    best, best_feature = 0.0, -1
+    best, best_feature, best_g, best_h = 0.0, -1, 0.0, 0.0
     for f in range(len(offsets) - 1):
+        if not allowed[f]:
+            continue
         begin, last = offsets[f], offsets[f + 1] - 1
         regular = last - begin
         tg, th, tn = 0, 0, 0
@@ -167,7 +197,8 @@ def best_split(
             th += sums[r, 1]
             if counted:
                 tn += sums[r, 2]
-        whole = _score(tg * units[0], th * units[1], l2)
+        whole_g, whole_h = tg * units[0], th * units[1]
+        whole = _worth(whole_g, whole_h, l1, l2, leaf_weight(whole_g, whole_h, l1, l2, most, low, high))
         mg, mh = sums[last, 0], sums[last, 1]
         mn = sums[last, 2] if counted else 0
         none_missing = _empty(sums, last)
@@ -194,29 +225,33 @@ def best_split(
                     continue
                 if counted and (nl < least_size or tn - nl < least_size):
                     continue
-                gain = _score(gl * units[0], hl * units[1], l2) + _score(gr * units[0], hr * units[1], l2) - whole
+                lg, lh, rg, rh = gl * units[0], hl * units[1], gr * units[0], hr * units[1]
+                wl = leaf_weight(lg, lh, l1, l2, most, low, high)
+                wr = leaf_weight(rg, rh, l1, l2, most, low, high)
+                if monotone[f] * (wr - wl) < 0:
+                    continue
+                gain = _worth(lg, lh, l1, l2, wl) + _worth(rg, rh, l1, l2, wr) - whole
                 if gain > best:
-                    best, best_feature = gain, f
+                    best, best_feature, best_g, best_h = gain, f, lg, lh
                     heavier_left = hl > hr
                     _left_bins(sums[begin:last], order, cut, ordered[f], heavier_left, mask)
                     if missing_left or (none_missing and heavier_left):
                         _set_bit(mask, regular)
-    return best, best_feature
+    return best, best_feature, best_g, best_h
 
 
 @njit(**_FLAGS)
-def partition(node: I32, split: I32, feature: I32, masks: U8, sides: U8, left: I32, bins: U8, position: I64) -> None:
+def partition(node: I32, split: I32, feature: I32, masks: U8, goes_left: U8, left: I32, bins: U8) -> None:
     """Move every row of a split node to the child it belongs to.
 
     Args:
         node: int32 (m,), node of each row; updated.
         split: int32 (nodes,), number of the node's split in this call, or -1 for nodes that stay.
-        feature: int32 (splits,), own feature, or -1 - (row of ``sides``) for a passive one.
+        feature: int32 (splits,), own feature, or -1 for a passive one.
         masks: uint8 (splits, 32), bins that go left; for own features.
-        sides: uint8 (passive splits, ⌈n/8⌉), bit set for rows that go left, in shared order.
+        goes_left: uint8 (m,), the answer for rows at passive splits.
         left: int32 (splits,), left child; the right one follows it.
         bins: uint8 (F, m), own bins.
-        position: int64 (m,), place of each row in the shared order.
     """
     for i in range(node.shape[0]):
         s = split[node[i]]
@@ -224,11 +259,26 @@ def partition(node: I32, split: I32, feature: I32, masks: U8, sides: U8, left: I
             continue
         if feature[s] >= 0:
             b = bins[feature[s], i]
-            goes_left = (masks[s, b >> 3] >> (b & 7)) & 1
+            is_left = (masks[s, b >> 3] >> (b & 7)) & 1
         else:
+            is_left = goes_left[i]
+        node[i] = left[s] if is_left else left[s] + 1
+
+
+@njit(**_FLAGS)
+def pick_sides(sides: U8, which: I32, position: I64, out: U8) -> None:
+    """The side of each row at the split of its own node.
+
+    Args:
+        sides: uint8 (splits, ⌈n/8⌉), one bit per row in shared order, set means left.
+        which: int32 (m,), the split of each row's node, or -1.
+        position: int64 (m,), place of each row in the shared order.
+        out: uint8 (m,), 1 means left.
+    """
+    for i in range(which.shape[0]):
+        if which[i] >= 0:
             p = position[i]
-            goes_left = (sides[-1 - feature[s], p >> 3] >> (p & 7)) & 1
-        node[i] = left[s] if goes_left else left[s] + 1
+            out[i] = (sides[which[i], p >> 3] >> (p & 7)) & 1
 
 
 @njit(**_FLAGS)
@@ -242,12 +292,22 @@ def side_bits(bins: U8, mask: U8, out: U8) -> None:
 
 @njit(**_FLAGS)
 def add_margins(
-    roots: I32, feature: I32, masks: U8, left: I32, value: F64, bins: U8, sides: U8, position: I64, out: F64
+    roots: I32,
+    output: I32,
+    feature: I32,
+    masks: U8,
+    left: I32,
+    value: F64,
+    bins: U8,
+    sides: U8,
+    position: I64,
+    out: F64,
 ) -> None:
-    """Add the leaf values of all trees to each row's margin.
+    """Add the leaf values of all trees to each row's margins.
 
     Args:
         roots: int32 (T,), root of each tree.
+        output: int32 (T,), the margin that each tree adds to.
         feature: int32 (nodes,): own feature, or -1 - (row of ``sides``).
         masks: uint8 (nodes, 32).
         left: int32 (nodes,), left child (the right one follows), or -1 at a leaf.
@@ -255,12 +315,12 @@ def add_margins(
         bins: uint8 (F, m), own bins.
         sides: uint8 (S, ⌈n/8⌉), side bits of every passive split.
         position: int64 (m,), place of each row in the shared order.
-        out: float64 (m,), added to.
+        out: float64 (K, m), added to.
     """
-    for i in range(out.shape[0]):
+    for i in range(out.shape[1]):
         p = position[i]
-        for root in roots:
-            at = root
+        for tree in range(len(roots)):
+            at = roots[tree]
             while left[at] >= 0:
                 if feature[at] >= 0:
                     b = bins[feature[at], i]
@@ -268,4 +328,4 @@ def add_margins(
                 else:
                     goes_left = (sides[-1 - feature[at], p >> 3] >> (p & 7)) & 1
                 at = left[at] if goes_left else left[at] + 1
-            out[i] += value[at]
+            out[output[tree], i] += value[at]

@@ -15,8 +15,9 @@ class Forest:
     """The active side's trees. A split on a passive feature is known by its number only.
 
     Attributes:
-        base: log-odds that every margin starts from.
+        base: float64 (K,), where margins start; K is 1 but for multi-class models.
         roots: int32 (T,), first node of each tree.
+        output: int32 (T,), the margin that each tree adds to.
         feature: int32 (nodes,): own feature; or -1 - s for passive split s. 0 at a leaf.
         opaque: int32 (nodes,): which opaque passive feature a passive split uses, else -1.
         masks: uint8 (nodes, 32): bins that go left; zero for passive splits.
@@ -27,8 +28,9 @@ class Forest:
         size: int64 (nodes,): number of training rows.
     """
 
-    base: float
+    base: NDArray[np.float64]
     roots: NDArray[np.int32]
+    output: NDArray[np.int32]
     feature: NDArray[np.int32]
     opaque: NDArray[np.int32]
     masks: NDArray[np.uint8]
@@ -52,25 +54,42 @@ class Forest:
     def margins(
         self, bins: NDArray[np.uint8], sides: NDArray[np.uint8], position: NDArray[np.int64]
     ) -> NDArray[np.float64]:
-        """Log-odds of rows.
+        """Margins of rows, float64 (K, m).
 
         Args:
             bins: uint8 (F, m), own bins.
             sides: uint8 (S, ⌈n/8⌉), side bits by passive split number, in shared order.
             position: int64 (m,), place of each row in the shared order.
         """
-        out = np.full(len(position), self.base)
-        kernel.add_margins(self.roots, self.feature, self.masks, self.left, self.value, bins, sides, position, out)
+        out = np.repeat(self.base[:, None], len(position), axis=1)
+        kernel.add_margins(
+            self.roots,
+            self.output,
+            self.feature,
+            self.masks,
+            self.left,
+            self.value,
+            bins,
+            sides,
+            position,
+            out,
+        )
         return out
 
-    def importance(self, own: tuple[str, ...], passive: str) -> dict[str, dict[str, float]]:
-        """Total gain and number of splits by feature; passive features under the names ``passive#k``."""
+    def importance(self, own: tuple[str, ...], passive: tuple[str, ...]) -> dict[str, dict[str, float]]:
+        """Total gain, total cover and number of splits by feature, the largest gain first.
+
+        Args:
+            own: names of the own features.
+            passive: names of the opaque features, made up or disclosed.
+        """
         found: dict[str, dict[str, float]] = {}
         for at in np.flatnonzero(self.left >= 0):
             f = int(self.feature[at])
-            name = own[f] if f >= 0 else f"{passive}#{self.opaque[at]}"
-            entry = found.setdefault(name, {"gain": 0.0, "splits": 0})
+            name = own[f] if f >= 0 else passive[self.opaque[at]]
+            entry = found.setdefault(name, {"gain": 0.0, "cover": 0.0, "splits": 0})
             entry["gain"] += float(self.gain[at])
+            entry["cover"] += float(self.cover[at])
             entry["splits"] += 1
         return dict(sorted(found.items(), key=lambda item: -item[1]["gain"]))
 
@@ -109,12 +128,21 @@ class Growth:
         self.size.append(0)
         return len(self.left) - 1
 
-    def freeze(self, base: float, trees: int) -> Forest:
-        """The first ``trees`` trees as arrays."""
+    def append(self, tree: Growth) -> None:
+        """Take over the nodes of a tree that was grown by itself."""
+        first = len(self.left)
+        self.roots.extend(first + root for root in tree.roots)
+        self.left.extend(first + at if at >= 0 else -1 for at in tree.left)
+        for name in ("feature", "opaque", "masks", "value", "gain", "cover", "size"):
+            getattr(self, name).extend(getattr(tree, name))
+
+    def freeze(self, base: NDArray[np.float64], trees: int, output: list[int]) -> Forest:
+        """The first ``trees`` trees as arrays; ``output`` says which margin each adds to."""
         end = self.roots[trees] if trees < len(self.roots) else len(self.left)
         return Forest(
-            base=base,
+            base=np.asarray(base, np.float64),
             roots=np.array(self.roots[:trees], np.int32),
+            output=np.array(output[:trees], np.int32),
             feature=np.array(self.feature[:end], np.int32),
             opaque=np.array(self.opaque[:end], np.int32),
             masks=np.array(self.masks[:end], np.uint8).reshape(end, kernel.MASK),

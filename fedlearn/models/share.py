@@ -103,8 +103,10 @@ def save(share: Share, folder: Path, contract: Contract, party: str) -> None:
     }
     if isinstance(share, ActiveShare):
         head |= {
-            "base": share.forest.base,
+            "base": share.forest.base.tolist(),
             "roots": share.forest.roots.tolist(),
+            "output": share.forest.output.tolist(),
+            "objective": contract.boost.objective,
             "passive_splits": share.passive_splits,
         }
     (folder / "share.json").write_text(json.dumps(head, indent=1) + "\n", encoding="utf-8")
@@ -168,7 +170,13 @@ def _masks(table: pa.Table) -> NDArray[np.uint8]:
 
 def _forest(table: pa.Table, head: dict[str, Any]) -> Forest:
     arrays = {name: table[name].cast(kind).to_numpy() for name, kind in _COLUMNS.items()}
-    return Forest(base=float(head["base"]), roots=np.array(head["roots"], np.int32), masks=_masks(table), **arrays)
+    return Forest(
+        base=np.array(head["base"], np.float64),
+        roots=np.array(head["roots"], np.int32),
+        output=np.array(head["output"], np.int32),
+        masks=_masks(table),
+        **arrays,
+    )
 
 
 def _check(share: Share) -> None:
@@ -186,7 +194,9 @@ def _check(share: Share) -> None:
         raise ValueError("a child does not follow its parent")
     if np.any(forest.feature[split] >= features) or np.any(forest.feature[split] < -share.passive_splits):
         raise ValueError("a node names a split that does not exist")
-    if forest.roots.ndim != 1 or not np.isfinite([forest.base, *forest.value]).all():
+    if forest.roots.ndim != 1 or forest.base.ndim != 1 or not np.isfinite([*forest.base, *forest.value]).all():
         raise ValueError("its trees or their values are not numbers")
+    if forest.output.shape != forest.roots.shape or np.any((forest.output < 0) | (forest.output >= len(forest.base))):
+        raise ValueError("a tree adds to a margin that does not exist")
     if len(forest.roots) and not 0 <= forest.roots.min() <= forest.roots.max() < nodes:
         raise ValueError("a tree has no root")

@@ -1,4 +1,4 @@
 """One file per two-party protocol, both roles side by side.
 
-Read in this order: handshake, align, matvec, boost, score.
+Read in this order: handshake, align, matvec, transfer, boost, score.
 """

@@ -135,11 +135,19 @@ class Shape:
         )
 
 
+class Vectors(Protocol):
+    """Vectors to ask about: an int32 array (K, n), or something that makes its slices when they are due."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, part: slice, /) -> NDArray[np.int32]: ...
+
+
 class Querier(Protocol):
     """The querier's end, ready for queries."""
 
-    def ask(self, values: NDArray[np.int32]) -> NDArray[np.int64]:
-        """M·v for vectors int32 (K, n): exact sums, int64 (K, R)."""
+    def ask(self, values: Vectors) -> NDArray[np.int64]:
+        """M·v for K ≥ 1 vectors of length n: exact sums, int64 (K, R)."""
 
 
 class Holder(Protocol):
@@ -233,7 +241,7 @@ class _LweQuerier:
     hint: NDArray[np.uint64]
     plan: lwe.Plan
 
-    def ask(self, values: NDArray[np.int32]) -> NDArray[np.int64]:
+    def ask(self, values: Vectors) -> NDArray[np.int64]:
         secrets = []
         for batch in _batches(values, self.plan.query_bytes):
             ciphertext, secret = lwe.encrypt(batch, self.public, self.plan)
@@ -283,10 +291,12 @@ class _PaillierQuerier:
     terms: Terms
     private: paillier.PrivateKey
 
-    def ask(self, values: NDArray[np.int32]) -> NDArray[np.int64]:
+    def ask(self, values: Vectors) -> NDArray[np.int64]:
         slot = _slot_bits(self.shape, self.terms)
         self.channel.send(
-            pb.MatvecQuery(count=len(values), ciphertext=paillier.encrypt(values.astype(np.int64), slot, self.private))
+            pb.MatvecQuery(
+                count=len(values), ciphertext=paillier.encrypt(values[:].astype(np.int64), slot, self.private)
+            )
         )
         answer = self.channel.receive(pb.MatvecAnswer)
         _check_answer(self.channel, answer, len(values), self.shape.rows)
@@ -338,7 +348,7 @@ def _slot_bits(shape: Shape, terms: Terms) -> int:
 # --- checks shared by the back ends ------------------------------------------------------------------
 
 
-def _batches(values: NDArray[np.int32], vector_bytes: int) -> Iterator[NDArray[np.int32]]:
+def _batches(values: Vectors, vector_bytes: int) -> Iterator[NDArray[np.int32]]:
     """Vectors in messages of at most about _QUERY_BYTES; whole groups of LANES where several fit."""
     size = max(1, _QUERY_BYTES // vector_bytes)
     if size > LANES:

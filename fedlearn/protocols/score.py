@@ -49,7 +49,7 @@ def score_active(
     position: NDArray[np.int64],
     universe: int,
 ) -> NDArray[np.float64]:
-    """Log-odds of own rows.
+    """Margins of own rows.
 
     Args:
         channel: after handshake and alignment.
@@ -60,7 +60,7 @@ def score_active(
         universe: length n of the shared order.
 
     Returns:
-        float64 (m,).
+        float64 (K, m).
 
     Raises:
         WrongLength, Malformed: the peer's sides do not fit the model or the alignment.

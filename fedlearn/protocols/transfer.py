@@ -85,32 +85,46 @@ class Receiver:
     asked: int = 0
 
     def choose(self, choices: U8, options: int, *, blank: bool = False) -> U8:
-        """One call.
+        """One call; see :meth:`choose_all`."""
+        return self.choose_all([(choices, options)], blank=blank)[0]
+
+    def choose_all(self, calls: list[tuple[U8, int]], *, blank: bool = False) -> list[U8]:
+        """Calls that the sender serves one after another: all are sent before the first answer is awaited.
 
         Args:
-            choices: uint8 (n,), below ``options``; or equal to it for no bit, if ``blank``.
-            options: how many bits the sender has for each row, 1 to 256, with the blank one 2 to 256.
-            blank: whether the call has a blank option. It must not depend on the choices: the sender sees it.
+            calls: for each, choices uint8 (n,), below the number of options, or equal to it for no bit, if ``blank``;
+                and that number: how many bits the sender has for each row, 1 to 256, with the blank one 2 to 256.
+            blank: whether the calls have a blank option. It must not depend on the choices: the sender sees it.
 
         Returns:
-            uint8 (⌈n/8⌉,), one bit for each row in little-endian bit order; 0 for blank.
+            For each call uint8 (⌈n/8⌉,), one bit for each row in little-endian bit order; 0 for blank.
 
         Raises:
             ValueError: a choice or the number of options is out of range; nothing was sent.
             OverBudget: more rows than allowed; nothing was sent.
             WrongLength: the sender's answer does not fit.
         """
-        if choices.dtype != np.uint8 or (len(choices) and int(choices.max()) >= options + blank):
-            raise ValueError(f"choices are bytes, one of {options} options each")
-        if self.asked + len(choices) > self.allowed:
-            raise OverBudget(
-                f"oblivious transfers for {self.asked + len(choices)} rows are over the {self.allowed} of the session"
+        for choices, options in calls:
+            if choices.dtype != np.uint8 or (len(choices) and int(choices.max()) >= options + blank):
+                raise ValueError(f"choices are bytes, one of {options} options each")
+            ot.Code.of(options + blank)  # raises where there is none
+        rows = self.asked + sum(len(choices) for choices, _ in calls)
+        if rows > self.allowed:
+            raise OverBudget(f"oblivious transfers for {rows} rows are over the {self.allowed} of the session")
+        self.asked = rows
+        batches = [
+            [(choices[i : i + _ROWS], options) for i in range(0, len(choices), _ROWS)] for choices, options in calls
+        ]
+        pads = [[self._ask(batch, options, blank) for batch, options in call] for call in batches]
+        return [
+            np.concatenate(
+                [
+                    np.empty(0, np.uint8),
+                    *(self._open(batch, own, options) for (batch, options), own in zip(call, kept, strict=True)),
+                ]
             )
-        self.asked += len(choices)
-        batches = [choices[i : i + _ROWS] for i in range(0, len(choices), _ROWS)]
-        pads = [self._ask(batch, options, blank) for batch in batches]
-        opened = [self._open(batch, own, options) for batch, own in zip(batches, pads, strict=True)]
-        return np.concatenate([np.empty(0, np.uint8), *opened])
+            for call, kept in zip(batches, pads, strict=True)
+        ]
 
     def _ask(self, choices: U8, options: int, blank: bool) -> U8:
         masked, pads = self._end.extend(choices, options + blank)
@@ -192,7 +206,8 @@ class Sender:
         if (message.options, message.blank) != (options, blank):
             raise self.channel.misbehaved(
                 Malformed,
-                f"chose among {message.options} options where {options} are on offer, or a blank one unagreed",
+                f"chose among {message.options} options {'with' if message.blank else 'without'} a blank one "
+                f"where {options} {'with' if blank else 'without'} were due",
             )
         if self.served + message.rows > self.allowed:
             raise self.channel.misbehaved(

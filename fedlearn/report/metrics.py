@@ -5,26 +5,38 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+F64 = NDArray[np.float64]
 
-def figures(label: NDArray[np.int8], margins: NDArray[np.float64]) -> dict[str, float]:
-    """AUC, KS and log-loss of log-odds.
 
-    KS is the largest distance between the score distributions of the two classes (Kolmogorov and Smirnov), in 0..1.
+def figures(objective: str, label: F64, margins: F64) -> dict[str, float]:
+    """Figures that suit the objective.
+
+    ``logistic``: AUC, KS and log-loss; KS is the largest distance between the score distributions of the two classes
+    (Kolmogorov and Smirnov), in 0..1. ``softmax``: log-loss and accuracy. Otherwise: root mean square and mean absolute
+    error of the predicted mean, and R².
 
     Args:
-        label: int8 (m,), 0 or 1, both present.
-        margins: float64 (m,), log-odds.
+        objective: the contract's.
+        label: float64 (m,).
+        margins: float64 (K, m).
     """
-    from sklearn.metrics import log_loss, roc_auc_score, roc_curve  # a second to import, and few runs evaluate
+    from sklearn import metrics  # takes a second to import, and most commands print no figures
 
-    false_positive, true_positive, _ = roc_curve(label, margins)
+    if objective == "logistic":
+        false_positive, true_positive, _ = metrics.roc_curve(label, margins[0])
+        return {
+            "auc": float(metrics.roc_auc_score(label, margins[0])),
+            "ks": float(np.max(true_positive - false_positive)),
+            "log_loss": float(np.mean(np.logaddexp(0, margins[0]) - label * margins[0])),
+        }
+    if objective == "softmax":
+        shifted = margins - margins.max(axis=0)
+        log_chances = shifted - np.log(np.exp(shifted).sum(axis=0))
+        own = log_chances[label.astype(np.int64), np.arange(len(label))]
+        return {"log_loss": float(-own.mean()), "accuracy": float(np.mean(margins.argmax(axis=0) == label))}
+    mean = margins[0] if objective == "squared" else np.exp(margins[0])
     return {
-        "auc": float(roc_auc_score(label, margins)),
-        "ks": float(np.max(true_positive - false_positive)),
-        "log_loss": float(log_loss(label, probabilities(margins))),
+        "rmse": float(metrics.root_mean_squared_error(label, mean)),
+        "mae": float(metrics.mean_absolute_error(label, mean)),
+        "r2": float(metrics.r2_score(label, mean)),
     }
-
-
-def probabilities(margins: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Probability of the positive class from log-odds."""
-    return np.asarray(1 / (1 + np.exp(-margins)))

@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17\x66\x65\x64learn/v1/boost.proto\x12\x0b\x66\x65\x64learn.v1\".\n\rBoostFeatures\x12\x0c\n\x04\x62ins\x18\x01 \x03(\r\x12\x0f\n\x07ordered\x18\x02 \x03(\x08\",\n\x0b\x42oostSplits\x12\x0f\n\x07\x66\x65\x61ture\x18\x01 \x03(\r\x12\x0c\n\x04left\x18\x02 \x03(\x0c\"(\n\nBoostSides\x12\x0c\n\x04\x62its\x18\x01 \x03(\x0c\x12\x0c\n\x04rows\x18\x02 \x01(\x04\"G\n\rBoostTreeDone\x12\x0b\n\x03run\x18\x01 \x01(\r\x12\x0c\n\x04runs\x18\x02 \x01(\r\x12\x0c\n\x04tree\x18\x03 \x01(\r\x12\r\n\x05trees\x18\x04 \x01(\r\"-\n\x0b\x42oostFinish\x12\x0c\n\x04kept\x18\x01 \x03(\r\x12\x10\n\x08model_id\x18\x02 \x01(\x0c\"\x0c\n\nBoostSavedb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17\x66\x65\x64learn/v1/boost.proto\x12\x0b\x66\x65\x64learn.v1\"O\n\rBoostFeatures\x12\x0c\n\x04\x62ins\x18\x01 \x03(\r\x12\x0f\n\x07ordered\x18\x02 \x03(\x08\x12\x10\n\x08monotone\x18\x03 \x03(\x11\x12\r\n\x05names\x18\x04 \x03(\t\";\n\x0b\x42oostSplits\x12\x0f\n\x07\x66\x65\x61ture\x18\x01 \x03(\r\x12\x0c\n\x04left\x18\x02 \x03(\x0c\x12\r\n\x05trees\x18\x03 \x03(\r\"\x1a\n\nBoostNodes\x12\x0c\n\x04rows\x18\x01 \x03(\x0c\"(\n\nBoostSides\x12\x0c\n\x04\x62its\x18\x01 \x03(\x0c\x12\x0c\n\x04rows\x18\x02 \x01(\x04\"\x1f\n\x0e\x42oostRoundDone\x12\r\n\x05round\x18\x01 \x01(\r\"-\n\x0b\x42oostFinish\x12\x0c\n\x04kept\x18\x01 \x03(\r\x12\x10\n\x08model_id\x18\x02 \x01(\x0c\"\x0c\n\nBoostSavedb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -32,15 +32,17 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'fedlearn.v1.boost_pb2', _gl
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_BOOSTFEATURES']._serialized_start=40
-  _globals['_BOOSTFEATURES']._serialized_end=86
-  _globals['_BOOSTSPLITS']._serialized_start=88
-  _globals['_BOOSTSPLITS']._serialized_end=132
-  _globals['_BOOSTSIDES']._serialized_start=134
-  _globals['_BOOSTSIDES']._serialized_end=174
-  _globals['_BOOSTTREEDONE']._serialized_start=176
-  _globals['_BOOSTTREEDONE']._serialized_end=247
-  _globals['_BOOSTFINISH']._serialized_start=249
-  _globals['_BOOSTFINISH']._serialized_end=294
-  _globals['_BOOSTSAVED']._serialized_start=296
-  _globals['_BOOSTSAVED']._serialized_end=308
+  _globals['_BOOSTFEATURES']._serialized_end=119
+  _globals['_BOOSTSPLITS']._serialized_start=121
+  _globals['_BOOSTSPLITS']._serialized_end=180
+  _globals['_BOOSTNODES']._serialized_start=182
+  _globals['_BOOSTNODES']._serialized_end=208
+  _globals['_BOOSTSIDES']._serialized_start=210
+  _globals['_BOOSTSIDES']._serialized_end=250
+  _globals['_BOOSTROUNDDONE']._serialized_start=252
+  _globals['_BOOSTROUNDDONE']._serialized_end=283
+  _globals['_BOOSTFINISH']._serialized_start=285
+  _globals['_BOOSTFINISH']._serialized_end=330
+  _globals['_BOOSTSAVED']._serialized_start=332
+  _globals['_BOOSTSAVED']._serialized_end=344
 # @@protoc_insertion_point(module_scope)

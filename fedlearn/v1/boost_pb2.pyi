@@ -7,20 +7,32 @@ from typing import ClassVar as _ClassVar, Optional as _Optional
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class BoostFeatures(_message.Message):
-    __slots__ = ("bins", "ordered")
+    __slots__ = ("bins", "ordered", "monotone", "names")
     BINS_FIELD_NUMBER: _ClassVar[int]
     ORDERED_FIELD_NUMBER: _ClassVar[int]
+    MONOTONE_FIELD_NUMBER: _ClassVar[int]
+    NAMES_FIELD_NUMBER: _ClassVar[int]
     bins: _containers.RepeatedScalarFieldContainer[int]
     ordered: _containers.RepeatedScalarFieldContainer[bool]
-    def __init__(self, bins: _Optional[_Iterable[int]] = ..., ordered: _Optional[_Iterable[bool]] = ...) -> None: ...
+    monotone: _containers.RepeatedScalarFieldContainer[int]
+    names: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, bins: _Optional[_Iterable[int]] = ..., ordered: _Optional[_Iterable[bool]] = ..., monotone: _Optional[_Iterable[int]] = ..., names: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class BoostSplits(_message.Message):
-    __slots__ = ("feature", "left")
+    __slots__ = ("feature", "left", "trees")
     FEATURE_FIELD_NUMBER: _ClassVar[int]
     LEFT_FIELD_NUMBER: _ClassVar[int]
+    TREES_FIELD_NUMBER: _ClassVar[int]
     feature: _containers.RepeatedScalarFieldContainer[int]
     left: _containers.RepeatedScalarFieldContainer[bytes]
-    def __init__(self, feature: _Optional[_Iterable[int]] = ..., left: _Optional[_Iterable[bytes]] = ...) -> None: ...
+    trees: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, feature: _Optional[_Iterable[int]] = ..., left: _Optional[_Iterable[bytes]] = ..., trees: _Optional[_Iterable[int]] = ...) -> None: ...
+
+class BoostNodes(_message.Message):
+    __slots__ = ("rows",)
+    ROWS_FIELD_NUMBER: _ClassVar[int]
+    rows: _containers.RepeatedScalarFieldContainer[bytes]
+    def __init__(self, rows: _Optional[_Iterable[bytes]] = ...) -> None: ...
 
 class BoostSides(_message.Message):
     __slots__ = ("bits", "rows")
@@ -30,17 +42,11 @@ class BoostSides(_message.Message):
     rows: int
     def __init__(self, bits: _Optional[_Iterable[bytes]] = ..., rows: _Optional[int] = ...) -> None: ...
 
-class BoostTreeDone(_message.Message):
-    __slots__ = ("run", "runs", "tree", "trees")
-    RUN_FIELD_NUMBER: _ClassVar[int]
-    RUNS_FIELD_NUMBER: _ClassVar[int]
-    TREE_FIELD_NUMBER: _ClassVar[int]
-    TREES_FIELD_NUMBER: _ClassVar[int]
-    run: int
-    runs: int
-    tree: int
-    trees: int
-    def __init__(self, run: _Optional[int] = ..., runs: _Optional[int] = ..., tree: _Optional[int] = ..., trees: _Optional[int] = ...) -> None: ...
+class BoostRoundDone(_message.Message):
+    __slots__ = ("round",)
+    ROUND_FIELD_NUMBER: _ClassVar[int]
+    round: int
+    def __init__(self, round: _Optional[int] = ...) -> None: ...
 
 class BoostFinish(_message.Message):
     __slots__ = ("kept", "model_id")

@@ -1,0 +1,315 @@
+"""One layer of trees, grown in lock-step: classes, folds or a forest's trees share every round trip to the peer.
+
+A tree is a list of nodes and a histogram for each leaf that may still split. One turn of the loop is: histograms of the
+new leaves (the smaller child of each pair is summed, its sibling is the difference), the best split of each, the choice
+of which to make (all of them by level, the best one by leaf), routing of rows, new leaves.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedlearn.contract import Boost
+from fedlearn.kernels import trees as kernel
+from fedlearn.kernels.threads import spread
+from fedlearn.models.forest import Growth
+
+F64 = NDArray[np.float64]
+I64 = NDArray[np.int64]
+I32 = NDArray[np.int32]
+U8 = NDArray[np.uint8]
+
+#: Values of one node to be summed over bins: int32 (V, m) and the node's rows, int64.
+Request = tuple[I32, I64]
+#: Splits on passive features, (opaque feature, bins that go left) each, and the split of each row, int32 (m,) or -1.
+Routing = tuple[list[tuple[int, U8]], I32]
+
+
+@dataclass(frozen=True)
+class Features:
+    """What a side tells of its features: bins int64 (F,), ordered bool (F,), monotone int8 (F,) in -1, 0, 1."""
+
+    sizes: I64
+    ordered: NDArray[np.bool_]
+    monotone: NDArray[np.int8]
+
+    def __add__(self, other: Features) -> Features:
+        return Features(
+            np.concatenate([self.sizes, other.sizes]),
+            np.concatenate([self.ordered, other.ordered]),
+            np.concatenate([self.monotone, other.monotone]),
+        )
+
+
+class Passive(Protocol):
+    """The peer's features, as the learner needs them."""
+
+    features: Features
+
+    def histograms(self, requests: list[Request], nodes: int) -> I64:
+        """Sums over the peer's bins for each request, int64 (requests, R, V).
+
+        ``nodes`` is how many nodes full trees would ask about here, for a peer that is not to see fewer.
+        """
+
+    def route(self, routings: list[Routing]) -> tuple[list[int], list[U8]]:
+        """For each tree: the number of its first split in the session, and 1 for every row that goes left."""
+
+
+@dataclass
+class Tree:
+    """A tree while it grows.
+
+    Attributes:
+        values: int32 (V, m), quantised gradient, hessian and perhaps ones; zero outside the training rows.
+        units: float64 (2,), value of one unit of gradient and hessian.
+        allowed: bool (F,), features it may use, own ones first; shorter than both sides' features together when the
+            tree is to do without the peer.
+        growth: its nodes.
+        node: int32 (m,), the leaf of every own row, training row or not.
+        rows: training rows of each leaf that is new or may split.
+        known: histogram (R, V) of each leaf that may split.
+        best: the best split of such a leaf.
+        depth, bounds: of each node.
+    """
+
+    values: I32
+    units: F64
+    allowed: NDArray[np.bool_]
+    growth: Growth
+    node: I32
+    rows: dict[int, I64]
+    known: dict[int, I64] = field(default_factory=dict)
+    best: dict[int, Candidate] = field(default_factory=dict)
+    depth: dict[int, int] = field(default_factory=lambda: {0: 0})
+    bounds: dict[int, tuple[float, float]] = field(default_factory=lambda: {0: (-np.inf, np.inf)})
+
+    @classmethod
+    def plant(cls, values: I32, units: F64, allowed: NDArray[np.bool_], train: I64) -> Tree:
+        """A tree of one leaf."""
+        growth = Growth()
+        growth.roots.append(growth.add())
+        return cls(values, units, allowed, growth, np.zeros(values.shape[1], np.int32), {0: train})
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """The best split of a leaf.
+
+    Attributes:
+        gain, feature, mask: its gain, its feature (own ones first), the bins that go left.
+        direction: 1 or -1 where the feature is monotone: weights on the right must not be lower, or not higher.
+        middle: then, the bound between the children's weights.
+    """
+
+    gain: float
+    feature: int
+    mask: U8
+    direction: int = 0
+    middle: float = 0.0
+
+
+Family = tuple[int, tuple[int, ...]]  # (parent, its children)
+
+
+def rules_of(boost: Boost, least_size: int) -> F64:
+    """The contract's rules for a split, as :func:`fedlearn.kernels.trees.best_split` takes them."""
+    return np.array(
+        [boost.reg_alpha, boost.reg_lambda, boost.max_delta_step, boost.min_child_weight, float(least_size)]
+    )
+
+
+def grow(trees: list[Tree], bins: U8, own: Features, boost: Boost, least_size: int, passive: Passive | None) -> None:
+    """Grow all trees to their end.
+
+    Args:
+        trees: freshly planted.
+        bins: uint8 (F, m), own bins.
+        own: the own features.
+        boost: the contract's settings.
+        least_size: least number of training rows in a child.
+        passive: the peer, or None to do without.
+    """
+    rules = rules_of(boost, least_size)
+    families: list[list[Family]] = [[(-1, (0,))] for _ in trees]
+    for nodes in full_steps(boost):
+        if not any(families) and not boost.pad_vectors:
+            break
+        _learn(trees, families, nodes, bins, own, boost, rules, passive)
+        families = _split(trees, [_choose(tree, boost) for tree in trees], bins, len(own.sizes), passive)
+
+
+def full_steps(boost: Boost) -> list[int]:
+    """Nodes that one full tree asks about at each step: the root, then the smaller child of every split."""
+    if boost.growth == "leaf":
+        return [1] * (min(boost.max_leaves, 1 << boost.depth) - 1)
+    return [1] + [1 << level for level in range(boost.depth - 1)]
+
+
+def _learn(
+    trees: list[Tree],
+    families: list[list[Family]],
+    nodes: int,
+    bins: U8,
+    own: Features,
+    boost: Boost,
+    rules: F64,
+    passive: Passive | None,
+) -> None:
+    """Histogram and best split of every new leaf that may split."""
+    wanted = [
+        (tree, parent, sorted(children, key=lambda c: (len(tree.rows[c]), c)))
+        for tree, born in zip(trees, families, strict=True)
+        for parent, children in born
+        if any(_may_split(tree, c, boost, rules) for c in children)
+    ]
+    asking = [tree for tree in trees if len(tree.allowed) > len(own.sizes)]
+    for tree, parent, children, small in _sums(wanted, nodes * len(asking), bins, own, passive):
+        tree.known[children[0]] = small
+        if len(children) == 2:
+            tree.known[children[1]] = tree.known[parent] - small
+            del tree.known[parent]
+    both = own if passive is None else own + passive.features
+    leaves = [(tree, c) for tree, _, children in wanted for c in children if _may_split(tree, c, boost, rules)]
+
+    def search(item: tuple[Tree, int]) -> Candidate:
+        return _search(*item, own, both, rules)
+
+    for (tree, leaf), found in zip(leaves, spread(search, leaves), strict=True):
+        if found.feature >= 0 and found.gain > max(boost.gamma, 1e-6):
+            tree.best[leaf] = found
+        else:
+            del tree.known[leaf]
+
+
+def _sums(
+    wanted: list[tuple[Tree, int, list[int]]], nodes: int, bins: U8, own: Features, passive: Passive | None
+) -> list[tuple[Tree, int, list[int], I64]]:
+    """The smaller child's histogram of each family: own bins, then the peer's unless the tree does without."""
+    requests = [(tree.values, tree.rows[children[0]]) for tree, _, children in wanted]
+    sums = list(kernel.histograms(bins, own.sizes, requests)) if requests else []
+    asking = [k for k, (tree, _, _) in enumerate(wanted) if len(tree.allowed) > len(own.sizes)]
+    if passive is not None and nodes:
+        for k, found in zip(asking, passive.histograms([requests[k] for k in asking], nodes), strict=True):
+            sums[k] = np.concatenate([sums[k], found])
+    return [(*family, small) for family, small in zip(wanted, sums, strict=True)]
+
+
+def _may_split(tree: Tree, leaf: int, boost: Boost, rules: F64) -> bool:
+    rows = tree.rows[leaf]
+    if tree.depth[leaf] >= boost.depth or len(rows) < max(2, 2 * rules[4]):
+        return False
+    return bool(tree.values[1, rows].sum() * tree.units[1] >= 2 * boost.min_child_weight)
+
+
+def _search(tree: Tree, leaf: int, own: Features, both: Features, rules: F64) -> Candidate:
+    features = both if len(tree.allowed) > len(own.sizes) else own
+    offsets = np.concatenate([[0], np.cumsum(features.sizes)])
+    mask = np.zeros(kernel.MASK, np.uint8)
+    low, high = tree.bounds[leaf]
+    sums = tree.known[leaf]
+    gain, feature, g, h = kernel.best_split(
+        sums, offsets, features.ordered, features.monotone, tree.allowed, tree.units, rules, low, high, mask
+    )
+    if feature < 0:
+        return Candidate(0.0, -1, mask)
+    whole = sums[: features.sizes[0], :2].sum(axis=0) * tree.units
+    left = kernel.leaf_weight(g, h, *rules[:3], low, high)
+    right = kernel.leaf_weight(whole[0] - g, whole[1] - h, *rules[:3], low, high)
+    return Candidate(gain, feature, mask, int(features.monotone[feature]), (left + right) / 2)
+
+
+def _choose(tree: Tree, boost: Boost) -> list[int]:
+    """The leaves to split now: all that may by level; the one that gains most by leaf."""
+    if boost.growth == "level":
+        return sorted(tree.best)
+    leaves = (len(tree.growth.left) + 1) // 2
+    if not tree.best or leaves >= boost.max_leaves:
+        return []
+    return [max(tree.best, key=lambda leaf: (tree.best[leaf].gain, -leaf))]
+
+
+def _split(
+    trees: list[Tree], chosen: list[list[int]], bins: U8, own: int, passive: Passive | None
+) -> list[list[Family]]:
+    """Make the chosen splits in all trees; returns the new families."""
+    numbers: dict[int, int] = {}
+    sides: dict[int, U8] = {}
+    if passive is not None:
+        asking = {t: [leaf for leaf in leaves if trees[t].best[leaf].feature >= own] for t, leaves in enumerate(chosen)}
+        asking = {t: leaves for t, leaves in asking.items() if leaves}
+        if asking:
+            routings = [_routing(trees[t], leaves, own) for t, leaves in asking.items()]
+            first, found = passive.route(routings)
+            numbers, sides = dict(zip(asking, first, strict=True)), dict(zip(asking, found, strict=True))
+    return [
+        _make(tree, leaves, bins, own, numbers.get(t, 0), sides.get(t)) if leaves else []
+        for t, (tree, leaves) in enumerate(zip(trees, chosen, strict=True))
+    ]
+
+
+def _routing(tree: Tree, leaves: list[int], own: int) -> Routing:
+    split_of = np.full(len(tree.growth.left), -1, np.int32)
+    split_of[leaves] = np.arange(len(leaves))
+    return [(tree.best[leaf].feature - own, tree.best[leaf].mask) for leaf in leaves], split_of[tree.node]
+
+
+def _make(tree: Tree, leaves: list[int], bins: U8, own: int, number: int, sides: U8 | None) -> list[Family]:
+    """Enter splits into one tree and move its rows.
+
+    Args:
+        tree: the tree.
+        leaves: what is split, in the order in which the peer was asked.
+        bins: uint8 (F, m), own bins.
+        own: number of own features.
+        number: of the first passive split among them.
+        sides: uint8 (m,), 1 for rows at passive splits that go left.
+    """
+    growth = tree.growth
+    split = np.full(len(growth.left), -1, np.int32)
+    features, masks, lefts = [], [], []
+    families: list[Family] = []
+    for s, leaf in enumerate(leaves):
+        found = tree.best.pop(leaf)
+        split[leaf] = s
+        left, right = growth.add(), growth.add()
+        growth.left[leaf], growth.gain[leaf] = left, found.gain
+        if found.feature < own:
+            growth.feature[leaf], growth.masks[leaf] = found.feature, found.mask
+        else:
+            growth.feature[leaf], growth.opaque[leaf] = -1 - number, found.feature - own
+            number += 1
+        features.append(found.feature if found.feature < own else -1)
+        masks.append(found.mask)
+        lefts.append(left)
+        families.append((leaf, (left, right)))
+        tree.depth[left] = tree.depth[right] = tree.depth[leaf] + 1
+        tree.bounds[left], tree.bounds[right] = _child_bounds(tree.bounds[leaf], found)
+    kernel.partition(
+        tree.node,
+        split,
+        np.array(features, np.int32),
+        np.array(masks),
+        np.zeros(len(tree.node), np.uint8) if sides is None else sides,
+        np.array(lefts, np.int32),
+        bins,
+    )
+    for leaf, left in zip(leaves, lefts, strict=True):
+        rows = tree.rows.pop(leaf)
+        is_left = tree.node[rows] == left
+        tree.rows[left], tree.rows[left + 1] = rows[is_left], rows[~is_left]
+    return families
+
+
+def _child_bounds(bounds: tuple[float, float], split: Candidate) -> tuple[tuple[float, float], tuple[float, float]]:
+    """Bounds of both children: a monotone split keeps each side's weights on its side of their middle."""
+    low, high = bounds
+    if split.direction > 0:
+        return (low, split.middle), (split.middle, high)
+    if split.direction < 0:
+        return (split.middle, high), (low, split.middle)
+    return bounds, bounds
