@@ -39,7 +39,8 @@ def version() -> None:
 
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line and exit: 0 well done, 2 wrong usage, else the error's own code (docs/errors.md)."""
-    signal.signal(signal.SIGTERM, _terminated)
+    for number in (signal.SIGINT, signal.SIGTERM):  # also where SIGINT was ignored, as in a script's background job
+        signal.signal(number, _interrupt)
     sys.exit(run(sys.argv[1:] if arguments is None else arguments))
 
 
@@ -74,5 +75,5 @@ def _fail(error: FedlearnError, *, as_json: bool) -> int:
     return error.exit_code
 
 
-def _terminated(number: int, frame: FrameType | None) -> Any:
+def _interrupt(number: int, frame: FrameType | None) -> Any:
     raise KeyboardInterrupt

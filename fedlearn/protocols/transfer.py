@@ -102,6 +102,7 @@ class Receiver:
         """
         if choices.dtype != np.uint8 or (len(choices) and int(choices.max()) >= options + blank):
             raise ValueError(f"choices are bytes, one of {options} options each")
+        ot.Code.of(options + blank)  # raises where there is none
         if self.asked + len(choices) > self.allowed:
             raise OverBudget(
                 f"oblivious transfers for {self.asked + len(choices)} rows are over the {self.allowed} of the session"
@@ -192,7 +193,8 @@ class Sender:
         if (message.options, message.blank) != (options, blank):
             raise self.channel.misbehaved(
                 Malformed,
-                f"chose among {message.options} options where {options} are on offer, or a blank one unagreed",
+                f"chose among {message.options} options {'with' if message.blank else 'without'} a blank one "
+                f"where {options} {'with' if blank else 'without'} were due",
             )
         if self.served + message.rows > self.allowed:
             raise self.channel.misbehaved(
