@@ -242,6 +242,8 @@ def load_party(path: Path, overrides: dict[str, Any] | None = None) -> PartyFile
         *parents, leaf = dotted.split(".")
         for parent in parents:
             table = table.setdefault(parent, {})
+            if not isinstance(table, dict):
+                raise BadConfig(f"{path}, field {parent}: must be a table")
         table[leaf] = str(value.absolute()) if isinstance(value, Path) else value
     party = _validate(PartyFile, raw, path)
     base = path.absolute().parent
@@ -262,7 +264,7 @@ def load_party(path: Path, overrides: dict[str, Any] | None = None) -> PartyFile
 def _read_toml(path: Path) -> dict[str, Any]:
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))
-    except (FileNotFoundError, IsADirectoryError, PermissionError) as error:
+    except OSError as error:
         raise FileMissing(f"cannot read {path}: {error.strerror}") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise BadConfig(f"{path} is not valid TOML: {error}") from None

@@ -14,7 +14,7 @@ from rich.text import Text
 from fedlearn import __version__
 from fedlearn.cli import agreement, bench, demo, keys, party
 from fedlearn.cli.show import err, out
-from fedlearn.errors import FedlearnError, Interrupted
+from fedlearn.errors import CannotWrite, FedlearnError, Interrupted
 
 app = typer.Typer(
     name="fedlearn",
@@ -53,6 +53,8 @@ def run(arguments: list[str]) -> int:
         return _fail(error, as_json="--json" in arguments)
     except (KeyboardInterrupt, typer.Abort):
         return _fail(interrupted, as_json="--json" in arguments)
+    except OSError as error:
+        return _fail(CannotWrite(f"the operating system refused: {error}"), as_json="--json" in arguments)
     except Exception as error:
         show = getattr(error, "show", None)  # the command-line library's own usage errors
         if show is None:
