@@ -169,7 +169,7 @@ class Network(_Strict):
     listen: str | None = None
     connect: str | None = None
     connect_seconds: float = Field(60, gt=0)
-    silence_seconds: float = Field(15, gt=0)
+    silence_seconds: float = Field(15, ge=4, description="at least two heartbeats of 2 s")
     step_seconds: float = Field(1800, gt=0)
 
     @field_validator("listen", "connect")
