@@ -67,8 +67,8 @@ class Side(_Strict):
 class Label(_Strict):
     """The active side's label column.
 
-    With objective ``logistic`` it has two values, of which ``positive`` is one; with ``softmax`` it has ``classes``; else
-    it is a number.
+    With objective ``logistic`` it has two values, of which ``positive`` is one; with ``softmax`` it has ``classes``;
+    else it is a number.
     """
 
     column: str
@@ -94,7 +94,7 @@ class Boost(_Strict):
     reg_lambda: float = Field(1.0, ge=0, description="L2 on leaf weights")
     reg_alpha: float = Field(0.0, ge=0, description="L1 on leaf weights")
     gamma: float = Field(0.0, ge=0, description="least gain of a split")
-    max_delta_step: float = Field(0.0, ge=0, description="largest absolute leaf weight before the rate; 0 for no bound")
+    max_delta_step: float = Field(0.0, ge=0, description="largest leaf weight before the rate; 0: none (poisson: 0.7)")
     min_child_weight: float = Field(1.0, ge=0, description="least sum of hessians in a child")
     min_child_size: int = Field(1, ge=1, description="least number of training rows in a child")
     subsample: float = Field(1.0, gt=0, le=1, description="share of training rows for each tree")
@@ -110,6 +110,11 @@ class Boost(_Strict):
     metric: Literal["loss", "error", "auc", "rmse", "mae"] = Field("loss", description="what early stopping follows")
     folds: int = Field(0, ge=0, le=20, description="cross-validation folds beside the final fit; 0 for none")
     seed: int = Field(0, ge=0, lt=2**63)
+
+    @property
+    def step_bound(self) -> float:
+        """Bound on leaf weights before the rate, 0 for none; as in XGBoost, 0.7 by default for Poisson counts."""
+        return 0.7 if self.objective == "poisson" and not self.max_delta_step else self.max_delta_step
 
     @property
     def rounds(self) -> int:
@@ -248,7 +253,7 @@ class Network(_Strict):
     listen: str | None = None
     connect: str | None = None
     connect_seconds: float = Field(60, gt=0)
-    silence_seconds: float = Field(15, gt=0)
+    silence_seconds: float = Field(15, ge=4, description="at least two heartbeats of 2 s")
     step_seconds: float = Field(1800, gt=0)
 
     @field_validator("listen", "connect")
@@ -321,6 +326,8 @@ def load_party(path: Path, overrides: dict[str, Any] | None = None) -> PartyFile
         *parents, leaf = dotted.split(".")
         for parent in parents:
             table = table.setdefault(parent, {})
+            if not isinstance(table, dict):
+                raise BadConfig(f"{path}, field {parent}: must be a table")
         table[leaf] = str(value.absolute()) if isinstance(value, Path) else value
     party = _validate(PartyFile, raw, path)
     base = path.absolute().parent
@@ -341,7 +348,7 @@ def load_party(path: Path, overrides: dict[str, Any] | None = None) -> PartyFile
 def _read_toml(path: Path) -> dict[str, Any]:
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))
-    except (FileNotFoundError, IsADirectoryError, PermissionError) as error:
+    except OSError as error:
         raise FileMissing(f"cannot read {path}: {error.strerror}") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise BadConfig(f"{path} is not valid TOML: {error}") from None

@@ -172,6 +172,7 @@ def _both(job: str, folder: Path, extra: list[str], quiet: bool) -> dict[str, di
         finally:
             for party in parties.values():
                 party.process.kill()
+                party.close()
 
 
 class _Party:
@@ -199,11 +200,19 @@ class _Party:
             else:
                 self._said.append(line)
 
+    def close(self) -> None:
+        """Wait for the process to be gone and close its pipes."""
+        self.process.wait()
+        for pipe in (self.process.stdout, self.process.stderr):
+            if pipe is not None:
+                pipe.close()
+
     def result(self) -> dict[str, Any]:
         """Wait for the process and read its result. Raises FedlearnError with what it said if it failed."""
         printed = self.process.stdout.read() if self.process.stdout else ""
         code = self.process.wait()
         self._listener.join()
+        self.close()
         if code:
             raise FedlearnError(f"the {self._name} ended with exit code {code}: {''.join(self._said).strip()}")
         result: dict[str, Any] = json.loads(printed)

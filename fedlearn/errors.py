@@ -131,6 +131,13 @@ class WrongModel(OwnMistake):
     resolve = "Point at this party's own share of a model trained under this contract."
 
 
+class CannotWrite(OwnMistake):
+    """The disk is full, or a file cannot be written or read any more."""
+
+    exit_code = 32
+    resolve = "Make room, or choose another output folder, and run again."
+
+
 # --- understood and declined -----------------------------------------------------------------------
 
 

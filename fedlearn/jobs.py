@@ -12,7 +12,7 @@ import json
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -54,7 +54,7 @@ class Own:
         table: its own rows.
         folder: where the job's result goes; nothing is there yet.
         share: its share of the model to score with (``predict`` only).
-        on_file: an alignment made earlier from exactly this table under exactly this contract, if there is one.
+        on_file: an alignment made earlier of exactly these IDs under exactly this contract, if there is one.
     """
 
     party: str
@@ -330,7 +330,7 @@ def _save_alignment(folder: Path, alignment: Alignment, own: Own) -> None:
     feather.write_feather(pa.table({"row": pa.array(alignment.rows, pa.int64())}), folder / "rows.arrow")
     head = {
         "contract_hash": own.contract.hash().hex(),
-        "data": own.table.fingerprint().hex(),
+        "ids": _fingerprint_of_ids(own.table),
         "alignment_id": alignment.id.hex(),
         "mode": alignment.mode,
         "size": alignment.size,
@@ -340,17 +340,22 @@ def _save_alignment(folder: Path, alignment: Alignment, own: Own) -> None:
 
 
 def _alignment_on_file(folder: Path, contract: Contract, table: PartyTable) -> Alignment | None:
-    """The alignment kept in ``folder`` if it is of this very contract and table; otherwise align anew."""
+    """The alignment kept in ``folder`` if it is of this very contract and these very IDs; otherwise align anew."""
     if not (folder / "alignment.json").exists():
         return None
     try:
         head = json.loads((folder / "alignment.json").read_text(encoding="utf-8"))
-        if head["contract_hash"] != contract.hash().hex() or head["data"] != table.fingerprint().hex():
+        if head["contract_hash"] != contract.hash().hex() or head["ids"] != _fingerprint_of_ids(table):
             return None
         rows = feather.read_table(folder / "rows.arrow")["row"].to_numpy()
         return Alignment(bytes.fromhex(head["alignment_id"]), head["mode"], head["size"], head["shared"], rows)
     except (OSError, ValueError, KeyError, TypeError, pa.ArrowException) as error:
         raise WrongModel(f"the alignment in {folder} is damaged: {error}") from None
+
+
+def _fingerprint_of_ids(table: PartyTable) -> str:
+    """Features and labels may change without a row becoming another customer's."""
+    return replace(table, columns={}, label=None, weight=None).fingerprint().hex()
 
 
 # --- results -----------------------------------------------------------------------------------------

@@ -434,8 +434,8 @@ def test_killed_amid_the_trees(tmp_path: Path, keyring: Path, victim: str) -> No
 
 
 @pytest.mark.processes
-@pytest.mark.parametrize("victim", ["bank", "platform"])
-def test_stopped_amid_the_trees(make: Make, victim: str) -> None:
+def test_stopped_amid_the_trees(make: Make) -> None:
+    victim = "platform"
     pair = make(change=network(silence_seconds=4), **LONG)
     with training(pair) as processes:
         processes[victim].signal(signal.SIGSTOP)
@@ -496,8 +496,6 @@ ROGUES: list[tuple[str, str, type[FedlearnError], tuple[str, ...]]] = [
     ("silent from the start", "platform", PeerSilent, ("has sent nothing for", "session.Hello")),
     ("silent in alignment", "bank", PeerSilent, ("has sent nothing for", "align.AlignBlinded")),
     ("waits for ever", "platform", PeerSilent, ("did not finish step align.AlignBlinded within 3 s",)),
-    ("leaves a message out", "platform", Replayed, ("replayed or lost",)),
-    ("another version", "platform", VersionMismatch, ("version 99",)),
     ("another name", "platform", PeerUntrusted, ("introduces itself as",)),
     ("random bytes", "platform", Malformed, ("not a frame|unknown here", "align.AlignOpen")),
     ("random message", "platform", Malformed, ("AlignBlinded",)),
@@ -506,7 +504,6 @@ ROGUES: list[tuple[str, str, type[FedlearnError], tuple[str, ...]]] = [
     ("out of order", "bank", OutOfOrder, ("AlignDoubled out of order, where AlignOpen was due",)),
     ("a point too few", "platform", WrongLength, ("8928 bytes where 280 points of 32 were due", "align.AlignBlinded")),
     ("not a point", "bank", InvalidPoint, ("point 0 of 280", "align.AlignBlinded")),
-    ("the identity", "platform", InvalidPoint, ("point 0 of 280", "align.AlignBlinded")),
     ("too many rows", "platform", BeyondContract, ("1000000000 rows where the contract allows 1000",)),
     ("too many vectors", "bank", BeyondContract, ("asked for vector", "matvec.MatvecQuery")),
     ("short query", "bank", WrongLength, ("bytes for", "matvec.MatvecQuery")),

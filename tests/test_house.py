@@ -30,7 +30,8 @@ ALLOWED = {
     "channel": {"channel", "contract", "errors", "keys", "v1"},
     "data": {"contract", "data", "errors"},
     "models.forest": {"kernels"},
-    "protocols": {"channel", "contract", "crypto", "errors", "kernels", "models.forest", "protocols", "v1"},
+    "learner": {"contract", "crypto", "kernels", "learner", "models.forest"},
+    "protocols": {"channel", "contract", "crypto", "errors", "kernels", "learner", "models.forest", "protocols", "v1"},
     "report": {"report"},
 }
 #: What anyone may take from the package itself.

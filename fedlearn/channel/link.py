@@ -45,12 +45,15 @@ class Pipe:
     def __init__(self, depth: int) -> None:
         self._depth = depth
         self._frames: deque[bytes] = deque()
-        self._changed = threading.Condition()
+        # Taken by its own `with`, never through the condition's: that one is Python code, in which a signal's exception
+        # can arrive between taking the lock and guarding it, and then nobody could send a farewell any more.
+        self._lock = threading.Lock()
+        self._changed = threading.Condition(self._lock)
         self._closed: str | None = None
 
     def put(self, frame: bytes, timeout: float) -> bool:
         """Append a frame. False if there was no room for ``timeout`` seconds. Raises LinkClosed once closed."""
-        with self._changed:
+        with self._lock:
             self._changed.wait_for(lambda: self._closed is not None or len(self._frames) < self._depth, timeout)
             if self._closed is not None:
                 raise LinkClosed(self._closed)
@@ -62,7 +65,7 @@ class Pipe:
 
     def get(self) -> bytes:
         """Wait for the first frame and take it off. Raises LinkClosed when it is closed and no frame is left."""
-        with self._changed:
+        with self._lock:
             self._changed.wait_for(lambda: self._frames or self._closed is not None)
             if not self._frames:
                 raise LinkClosed(self._closed)
@@ -71,7 +74,7 @@ class Pipe:
 
     def close(self, why: str, *, discard: bool = False) -> None:
         """Let nothing more in; what is in stays to be got, unless ``discard``. The first reason given stands."""
-        with self._changed:
+        with self._lock:
             if self._closed is None:
                 self._closed = why
             if discard:

@@ -14,7 +14,7 @@ from rich.text import Text
 from fedlearn import __version__
 from fedlearn.cli import agreement, bench, demo, keys, party
 from fedlearn.cli.show import err, out
-from fedlearn.errors import FedlearnError, Interrupted
+from fedlearn.errors import CannotWrite, FedlearnError, Interrupted
 
 app = typer.Typer(
     name="fedlearn",
@@ -39,7 +39,8 @@ def version() -> None:
 
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line and exit: 0 well done, 2 wrong usage, else the error's own code (docs/errors.md)."""
-    signal.signal(signal.SIGTERM, _terminated)
+    for number in (signal.SIGINT, signal.SIGTERM):  # also where SIGINT was ignored, as in a script's background job
+        signal.signal(number, _interrupt)
     sys.exit(run(sys.argv[1:] if arguments is None else arguments))
 
 
@@ -52,6 +53,8 @@ def run(arguments: list[str]) -> int:
         return _fail(error, as_json="--json" in arguments)
     except (KeyboardInterrupt, typer.Abort):
         return _fail(interrupted, as_json="--json" in arguments)
+    except OSError as error:
+        return _fail(CannotWrite(f"the operating system refused: {error}"), as_json="--json" in arguments)
     except Exception as error:
         show = getattr(error, "show", None)  # the command-line library's own usage errors
         if show is None:
@@ -74,5 +77,5 @@ def _fail(error: FedlearnError, *, as_json: bool) -> int:
     return error.exit_code
 
 
-def _terminated(number: int, frame: FrameType | None) -> Any:
+def _interrupt(number: int, frame: FrameType | None) -> Any:
     raise KeyboardInterrupt

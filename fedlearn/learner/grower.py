@@ -118,9 +118,7 @@ Family = tuple[int, tuple[int, ...]]  # (parent, its children)
 
 def rules_of(boost: Boost, least_size: int) -> F64:
     """The contract's rules for a split, as :func:`fedlearn.kernels.trees.best_split` takes them."""
-    return np.array(
-        [boost.reg_alpha, boost.reg_lambda, boost.max_delta_step, boost.min_child_weight, float(least_size)]
-    )
+    return np.array([boost.reg_alpha, boost.reg_lambda, boost.step_bound, boost.min_child_weight, float(least_size)])
 
 
 def grow(trees: list[Tree], bins: U8, own: Features, boost: Boost, least_size: int, passive: Passive | None) -> None:

@@ -19,8 +19,6 @@ F64 = NDArray[np.float64]
 
 #: XGBoost's smallest hessian of a class.
 _LEAST_HESSIAN = 1e-16
-#: XGBoost's default bound on Poisson steps enters the hessian as exp(margin + 0.7).
-_POISSON_STEP = 0.7
 
 
 @dataclass(frozen=True)
@@ -50,7 +48,9 @@ def objective_of(boost: Boost, classes: int) -> Objective:
         return _softmax(classes)
     if boost.objective == "tweedie":
         return _tweedie(boost.tweedie_power)
-    return {"logistic": _LOGISTIC, "squared": _SQUARED, "poisson": _POISSON}[boost.objective]
+    if boost.objective == "poisson":
+        return _poisson(boost.step_bound)
+    return {"logistic": _LOGISTIC, "squared": _SQUARED}[boost.objective]
 
 
 def metric_of(boost: Boost, objective: Objective) -> tuple[str, Callable[[F64, F64, F64], float]]:
@@ -113,14 +113,16 @@ def _log_mean(label: F64, weight: F64) -> F64:
     return np.log([max(float(np.average(label, weights=weight)), 1e-16)])
 
 
-_POISSON = Objective(
-    "poisson",
-    1,
-    lambda margins, label: (np.exp(margins) - label, np.exp(margins + _POISSON_STEP)),
-    _log_mean,
-    np.exp,
-    lambda margins, label: np.exp(margins[0]) - label * margins[0],
-)
+def _poisson(step: float) -> Objective:
+    """Counts, log link; the bound on steps enters the hessian, which keeps the exponential in check."""
+    return Objective(
+        "poisson",
+        1,
+        lambda margins, label: (np.exp(margins) - label, np.exp(margins + step)),
+        _log_mean,
+        np.exp,
+        lambda margins, label: np.exp(margins[0]) - label * margins[0],
+    )
 
 
 def _tweedie(power: float) -> Objective:

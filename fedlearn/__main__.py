@@ -1,0 +1,5 @@
+"""``python -m fedlearn`` is ``fedlearn``."""
+
+from fedlearn.cli.main import main
+
+main()
