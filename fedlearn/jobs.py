@@ -149,14 +149,8 @@ def connect(party: PartyFile, contract: Contract, on_progress: OnProgress | None
     else:
         link = dial(str(network.connect), party.tls, party.party, peer, network.connect_seconds)
     limits = Limits(silence=network.silence_seconds, step=network.step_seconds)
-    channel = Channel(link, me=party.party, peer=peer, limits=limits, on_progress=on_progress)
-    try:
+    with Channel(link, me=party.party, peer=peer, limits=limits, on_progress=on_progress) as channel:
         yield channel
-    except BaseException as error:
-        channel.abort(error)
-        raise
-    finally:
-        channel.close()
 
 
 def run(job: Job, channel: Channel, own: Own) -> Summary:

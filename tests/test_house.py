@@ -28,7 +28,7 @@ ALLOWED = {
     "kernels": {"kernels"},
     "crypto": {"crypto", "errors", "kernels"},
     "channel": {"channel", "contract", "errors", "keys", "v1"},
-    "data": {"contract", "data", "errors"},
+    "data": {"contract", "data", "errors", "kernels.threads"},
     "models.forest": {"kernels"},
     "learner": {"contract", "crypto", "kernels", "learner", "models.forest"},
     "protocols": {"channel", "contract", "crypto", "errors", "kernels", "learner", "models.forest", "protocols", "v1"},

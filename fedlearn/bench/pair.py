@@ -65,15 +65,9 @@ def party_channel(settings: dict[str, Any]) -> Iterator[Channel]:
     folder = Path(settings["folder"]) / me
     tls = Tls(certificate=folder / f"{me}.pem", key=folder / f"{me}.key", authority=folder / "authority.pem")
     open_link = listen if me == "passive" else dial
-    channel = Channel(open_link(settings["address"], tls, me, peer, 60.0), me=me, peer=peer)
-    channel.session = bytes(16)  # a benchmark has no contract and so no handshake
-    try:
+    with Channel(open_link(settings["address"], tls, me, peer, 60.0), me=me, peer=peer) as channel:
+        channel.session = bytes(16)  # a benchmark has no contract and so no handshake
         yield channel
-    except BaseException as error:
-        channel.abort(error)
-        raise
-    finally:
-        channel.close()
 
 
 def peak_mib() -> float:

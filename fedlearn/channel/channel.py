@@ -270,6 +270,15 @@ class Channel:
                 self._link.put(frame.SerializeToString(), timeout=1.0)
         self.close()
 
+    def __enter__(self) -> Channel:
+        return self
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        """Leave with an error and the peer is told; leave in any way and the conversation is over."""
+        if error is not None:
+            self.abort(error)
+        self.close()
+
     def close(self) -> None:
         """End the conversation at this end, and its threads. Closing twice does nothing."""
         self._ended.set()

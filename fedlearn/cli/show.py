@@ -86,14 +86,21 @@ def _live(party: str, display: Bars) -> Report:
     return report
 
 
-def _lines(party: str, interval: float = 2.0) -> Report:
+def _every(interval: float, report: Report) -> Report:
+    """Pass on at most one report of a phase in ``interval`` seconds, and always its last."""
     last: dict[str, float] = {}
 
-    def report(p: Progress) -> None:
+    def sometimes(p: Progress) -> None:
         now = time.monotonic()
-        if p.done < p.total and now - last.get(p.phase, -interval) < interval:
-            return
-        last[p.phase] = now
+        if p.done >= p.total or now - last.get(p.phase, -interval) >= interval:
+            last[p.phase] = now
+            report(p)
+
+    return sometimes
+
+
+def _lines(party: str) -> Report:
+    def report(p: Progress) -> None:
         left = p.seconds / p.done * (p.total - p.done) if p.done else 0.0
         print(
             f"{party}: {p.phase} {p.done}/{p.total} {p.unit}, {traffic(p.bytes_sent, p.bytes_received)}, "
@@ -102,20 +109,14 @@ def _lines(party: str, interval: float = 2.0) -> Report:
             flush=True,
         )
 
-    return report
+    return _every(2.0, report)
 
 
-def _json_lines(party: str, interval: float = 0.1) -> Report:
-    last: dict[str, float] = {}
-
+def _json_lines(party: str) -> Report:
     def report(p: Progress) -> None:
-        now = time.monotonic()
-        if p.done < p.total and now - last.get(p.phase, -interval) < interval:
-            return
-        last[p.phase] = now
         print(json.dumps({"progress": {"party": party, **vars(p)}}), file=sys.stderr, flush=True)
 
-    return report
+    return _every(0.1, report)
 
 
 # --- results as tables -------------------------------------------------------------------------------

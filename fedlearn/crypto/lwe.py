@@ -284,7 +284,8 @@ def respond(matrix: Matrix, mask: I8, ciphertext: bytes, count: int, plan: Plan,
 def _respond_group(matrix: Matrix, mask: I8, group: NDArray[np.uint8], plan: Plan) -> U64:
     """[T | M]·b for up to LANES vectors; uint64 (K, R)."""
     count = len(group)
-    lanes = np.zeros((plan.words, lattice.LANES), np.uint64)
+    width = min(size for size in lattice.HISTOGRAMS if size >= count)
+    lanes = np.zeros((plan.words, width), np.uint64)
     for lane in range(count):
         if plan.width == 8:
             lanes[:, lane] = group[lane].view(np.uint64)
@@ -302,8 +303,8 @@ def _respond_group(matrix: Matrix, mask: I8, group: NDArray[np.uint8], plan: Pla
         offsets = matrix.offsets
 
         def feature(f: int) -> None:
-            sums = np.zeros((int(matrix.sizes[f]), lattice.LANES), np.uint64)
-            lattice.histogram_lanes(matrix.bins[f], body, sums)
+            sums = np.zeros((int(matrix.sizes[f]), width), np.uint64)
+            lattice.HISTOGRAMS[width](matrix.bins[f], body, sums)
             answer[:, offsets[f] : offsets[f + 1]] += sums[:, :count].T
 
         spread(feature, range(len(matrix.sizes)))

@@ -19,10 +19,8 @@ weaken the re-randomisation. The threat model is semi-honest.
 
 from __future__ import annotations
 
-import os
 import secrets
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, TypeVar
@@ -32,6 +30,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedlearn.errors import BadConfig, OverBudget, Refused
+from fedlearn.kernels.threads import CORES, spread
 
 #: Smallest modulus, in bits: 112 bits of security (NIST SP 800-57 part 1, table 2).
 MIN_BITS = 2048
@@ -392,10 +391,9 @@ def _weighted_product(ciphertexts: Sequence[Any], weights: NDArray[np.int64], mo
 
 def _powers(bases: list[Any], exponent: Any, modulus: Any) -> list[Any]:
     """Each base to the same power; GMP lets go of the interpreter lock, so threads share the list."""
-    threads = os.cpu_count() or 1
-    chunks = [bases[i::threads] for i in range(threads)]
+    chunks = [bases[i::CORES] for i in range(CORES)]
     done = _parallel(lambda chunk: gmpy2.powmod_base_list(chunk, exponent, modulus) if chunk else [], chunks)
-    return [done[i % threads][i // threads] for i in range(len(bases))]
+    return [done[i % CORES][i // CORES] for i in range(len(bases))]
 
 
 def _parallel(work: Callable[[T], U], items: Sequence[T]) -> list[U]:
@@ -405,8 +403,7 @@ def _parallel(work: Callable[[T], U], items: Sequence[T]) -> list[U]:
         with gmpy2.context(allow_release_gil=True):
             return work(item)
 
-    with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
-        return list(pool.map(released, items))
+    return spread(released, items)
 
 
 def _to_bytes(ciphertexts: Any, public: PublicKey) -> bytes:

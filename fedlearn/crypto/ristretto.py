@@ -11,11 +11,12 @@ import hashlib
 import os
 import sys
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from typing import TypeVar
 
 import rbcl
+
+from fedlearn.kernels.threads import CORES, ranges, spread
 
 #: Bytes of one encoded point, and of one scalar.
 POINT_BYTES = 32
@@ -135,11 +136,6 @@ def _count(points: bytes) -> int:
 
 
 def _shared(work: Callable[[slice], list[T]], count: int) -> list[T]:
-    """Apply ``work`` to slices that cover range(count), on one thread per core, and chain the results."""
-    threads = os.cpu_count() or 1
-    if threads == 1 or count < _MANY:
-        return work(slice(0, count))
-    edges = [count * i // threads for i in range(threads + 1)]
-    with ThreadPoolExecutor(threads) as pool:
-        parts = pool.map(lambda i: work(slice(edges[i], edges[i + 1])), range(threads))
-        return [item for part in parts for item in part]
+    """Apply ``work`` to slices that cover range(count), on all cores where that pays, and chain the results."""
+    parts = ranges(count, CORES if count >= _MANY else 1)
+    return [item for part in spread(lambda r: work(slice(r.start, r.stop)), parts) for item in part]

@@ -8,13 +8,11 @@ that one exists also where nothing is missing, because new rows may have gaps.
 from __future__ import annotations
 
 import math
-import os
-from collections.abc import Callable, Iterable, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -23,11 +21,9 @@ import pyarrow as pa
 from fedlearn.contract import Kind
 from fedlearn.data.table import Column, PartyTable
 from fedlearn.errors import BadConfig, ColumnMissing, TooManyCategories, WrongModel
+from fedlearn.kernels.threads import spread
 
 MAX_BINS = 255  #: regular bins of a feature at most; with the bin for missing values, numbers still fit in a uint8
-
-_T = TypeVar("_T")
-_R = TypeVar("_R")
 
 
 @dataclass(frozen=True, eq=False)
@@ -84,7 +80,7 @@ class Binning:
             values = _column(table, feature.name, feature.kind)
             codes[row] = _number_codes(feature, values) if feature.kind == "number" else _text_codes(feature, values)
 
-        _parallel(fill, range(len(self.features)))
+        spread(fill, range(len(self.features)))  # NumPy sorts and searches without the interpreter lock
         return codes
 
     def to_json(self) -> dict[str, Any]:
@@ -137,7 +133,7 @@ def fit_binning(table: PartyTable, max_bins: int, kinds: Mapping[str, Kind]) -> 
             return FeatureBins(name, kind, _quantile_edges(values, max_bins))
         return FeatureBins(name, kind, np.empty(0), _frequent_categories(name, values, max_bins))
 
-    return Binning(tuple(_parallel(fit, kinds.items())))
+    return Binning(tuple(spread(fit, kinds.items())))
 
 
 def _quantile_edges(values: npt.NDArray[np.float64], max_bins: int) -> npt.NDArray[np.float64]:
@@ -207,12 +203,6 @@ def _column(table: PartyTable, name: str, kind: Kind) -> Column:
     if isinstance(values, np.ndarray) != (kind == "number"):
         raise BadConfig(f"column {name!r} of the table is not a {kind}")
     return values
-
-
-def _parallel(function: Callable[[_T], _R], items: Iterable[_T]) -> list[_R]:
-    # NumPy sorts and searches without the interpreter lock.
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        return list(pool.map(function, items))
 
 
 def _restored(entry: Any, number: int) -> FeatureBins:

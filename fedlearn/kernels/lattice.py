@@ -246,19 +246,20 @@ def dots(rows: Any, columns: Any, out: U64) -> None:
             out[k, r] += total
 
 
-@njit(**_FLAGS)
-def histogram_lanes(bins: U8, words: U64, out: U64) -> None:
-    """Sums of words by bin for one feature and a group of :data:`LANES` vectors at once.
+def _histogram(lanes: int) -> Any:
+    @njit(**_FLAGS)
+    def histogram(bins: U8, words: U64, out: U64) -> None:
+        for i in range(bins.shape[0]):
+            v = bins[i]
+            for lane in range(lanes):
+                out[v, lane] += words[i, lane]
 
-    Args:
-        bins: uint8 (n,).
-        words: uint64 (n or more, LANES).
-        out: uint64 (bins, LANES), added to.
-    """
-    for i in range(bins.shape[0]):
-        v = bins[i]
-        for lane in range(LANES):
-            out[v, lane] += words[i, lane]
+    return histogram
+
+
+#: Sums of words by bin for one feature and 1, 2, 4 or LANES vectors at once, by their number. Arguments: bins uint8
+#: (n,); words uint64 (n, lanes); out uint64 (bins, lanes), added to.
+HISTOGRAMS = {lanes: _histogram(lanes) for lanes in (1, 2, 4, LANES)}
 
 
 @njit(**_FLAGS)

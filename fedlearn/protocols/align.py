@@ -42,7 +42,6 @@ The lists travel one after another, never both ways at once, so that two large l
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
@@ -54,6 +53,7 @@ import pyarrow as pa
 from fedlearn.channel import BOTH, START, Channel, Message, Reveals, Table, nothing
 from fedlearn.contract import Contract
 from fedlearn.crypto import ristretto
+from fedlearn.crypto.draws import Draws
 from fedlearn.errors import (
     BeyondContract,
     DuplicateIds,
@@ -355,11 +355,8 @@ def _as_array(points: bytes) -> npt.NDArray[np.void]:
 
 
 def _shuffled(count: int) -> Rows:
-    """A random permutation of range(count), from the operating system's generator.
-
-    Sorting random 64-bit words: two of ten million are equal with probability 3e-6, and then keep their order.
-    """
-    return np.argsort(np.frombuffer(os.urandom(8 * count), dtype=np.uint64), kind="stable").astype(np.int64)
+    """A secret random permutation of range(count)."""
+    return Draws().permutation(count)
 
 
 def _identify(channel: Channel, contract: Contract, *lists: bytes) -> bytes:

@@ -65,7 +65,7 @@ TABLE = Table(
 )
 
 #: Bytes of ciphertext after which a query is split into several messages, so that both sides work at once.
-_QUERY_BYTES = 16 << 20
+_QUERY_BYTES = 6 << 20
 _HINT_BYTES = 8 << 20
 
 
