@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import tomllib
 from datetime import UTC, date, datetime
 from pathlib import Path
@@ -331,16 +332,17 @@ def load_party(path: Path, overrides: dict[str, Any] | None = None) -> PartyFile
         table[leaf] = str(value.absolute()) if isinstance(value, Path) else value
     party = _validate(PartyFile, raw, path)
     base = path.absolute().parent
+
+    def placed(given: Path) -> Path:
+        return Path(os.path.normpath(base / given))
+
+    tls = {name: placed(given) for name, given in party.tls}
     return party.model_copy(
         update={
-            "contract": base / party.contract,
-            "data": party.data.model_copy(update={"path": base / party.data.path}),
-            "tls": Tls(
-                certificate=base / party.tls.certificate,
-                key=base / party.tls.key,
-                authority=base / party.tls.authority,
-            ),
-            "output": Output(folder=base / party.output.folder),
+            "contract": placed(party.contract),
+            "data": party.data.model_copy(update={"path": placed(party.data.path)}),
+            "tls": party.tls.model_copy(update=tls),
+            "output": party.output.model_copy(update={"folder": placed(party.output.folder)}),
         }
     )
 

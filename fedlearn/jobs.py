@@ -187,7 +187,15 @@ def _check(channel: Channel, own: Own) -> Summary:
     rows, features = handshake.exchange_readiness(channel, own.table.rows, len(own.table.columns))
     handshake.part(channel)
     plan, vectors = budget_plan(own.contract, own.role, own.table), boost.most_vectors(own.contract)
-    return _summary(channel, own, "check") | {
+    most_trees = boost.most_trees(own.contract)
+    settings = own.contract.boost
+    summary = _summary(channel, own, "check")
+    summary["folder"] = "nothing was written"
+    return summary | {
+        "would_align": f"{own.contract.align.mode}, by {own.contract.align.method}",
+        "would_train": f"{most_trees} trees of depth {settings.depth} in {settings.rounds} rounds and "
+        f"{settings.folds} folds, {settings.routing} routing, {own.contract.encryption.backend} back end",
+        "would_write_to": str(own.folder.parent),
         "peer_rows": rows,
         "peer_features": features,
         "most_vectors": vectors,

@@ -180,8 +180,14 @@ def facts_table(title: str, facts: dict[str, Any]) -> Table:
     table.add_column("name")
     table.add_column("value")
     for name, value in facts.items():
-        table.add_row(name, f"{value:,}" if isinstance(value, int) else str(value))
+        table.add_row(name, _shown(name, value))
     return table
+
+
+def _shown(name: str, value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    return f"{value:,}" if isinstance(value, int) and name != "pid" else str(value)
 
 
 def importance_table(importance: dict[str, dict[str, float]], most: int = 12) -> Table:
