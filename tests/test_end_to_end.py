@@ -197,7 +197,7 @@ def test_simulate_gives_what_the_two_processes_give(
     scored = scores(pair.folder / "bank" / "again")
     assert again["bank"]["rows_scored"] == SHARED == len(scored)
     own = [digits(row["phone"]) for row in pair.rows["bank"] if digits(row["phone"]) in scored]
-    np.testing.assert_allclose([scored[one] for one in own], kept[0].fit.margins, rtol=0, atol=1e-12)
+    np.testing.assert_allclose([scored[one] for one in own], kept[0].fit.margins[0], rtol=0, atol=1e-12)
 
 
 def test_the_saved_share_is_bound_to_its_contract(pair: Pair, done: dict[str, Results]) -> None:
