@@ -11,7 +11,6 @@ import csv
 import json
 import math
 import shutil
-import socket
 import subprocess
 import sys
 import threading
@@ -26,10 +25,12 @@ import tomli_w
 from numpy.typing import NDArray
 
 from fedlearn import keys
+from fedlearn.bench.pair import free_port
 from fedlearn.channel.channel import Progress
 from fedlearn.cli import show
 from fedlearn.contract import load_contract
 from fedlearn.errors import FedlearnError, FileMissing, OutputExists
+from fedlearn.learner.objective import LOGISTIC
 from fedlearn.report.metrics import figures
 
 PLATFORM = ("Home", "Age", "Marital", "Job", "Time", "Amount", "Price")
@@ -63,7 +64,7 @@ def prepare(folder: Path) -> None:
     contract = resources.files("fedlearn").joinpath("demo-contract.toml").read_text(encoding="utf-8")
     (folder / "contract.toml").write_text(contract, encoding="utf-8")
     keys.create_authority(folder / "authority", "demo authority")
-    port = _free_port()
+    port = free_port()
     for party, table, network in (
         ("platform", "customers.csv", {"listen": f"127.0.0.1:{port}"}),
         ("bank", "applications.csv", {"connect": f"127.0.0.1:{port}"}),
@@ -149,12 +150,6 @@ def _write_party_file(folder: Path, party: str, table: str, network: dict[str, s
         "output": {"folder": "results"},
     }
     (folder / party / "party.toml").write_text(tomli_w.dumps(settings), encoding="utf-8")
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 # --- the two processes -------------------------------------------------------------------------------
@@ -284,7 +279,7 @@ def _new_customers(folder: Path) -> dict[str, float]:
     bad = {_digits(row[KEY]): row[LABEL] == POSITIVE for row in _read(folder / "outcomes.csv")}
     scores = _read(folder / "bank/results/predictions/scores.csv")
     label = np.array([bad[row["id"]] for row in scores], np.float64)
-    return figures("logistic", label, np.array([[float(row["log_odds"]) for row in scores]]))
+    return figures(LOGISTIC, label, np.array([[float(row["log_odds"]) for row in scores]]))
 
 
 def _pooled_xgboost(folder: Path) -> dict[str, float] | None:
@@ -325,7 +320,7 @@ def _pooled_xgboost(folder: Path) -> dict[str, float] | None:
     for k in range(boost.folds):
         model = xgboost.train(settings, rows_of(fold != k), boost.trees)
         margins[fold == k] = model.predict(rows_of(fold == k), output_margin=True)
-    return figures("logistic", label, margins[None])
+    return figures(LOGISTIC, label, margins[None])
 
 
 def _column(texts: list[str], kind: str) -> NDArray[np.float64]:

@@ -55,6 +55,7 @@ class Own:
         folder: where the job's result goes; nothing is there yet.
         share: its share of the model to score with (``predict`` only).
         on_file: an alignment made earlier of exactly these IDs under exactly this contract, if there is one.
+        plan: of the encrypted product if all its rows were aligned (``check`` and ``train`` with ``lwe``).
     """
 
     party: str
@@ -64,6 +65,7 @@ class Own:
     folder: Path
     share: shares.Share | None = None
     on_file: Alignment | None = None
+    plan: Plan | None = None
 
     @property
     def model_id(self) -> bytes:
@@ -103,10 +105,11 @@ def prepare(party: PartyFile, job: Job, *, model: Path | None = None, out: Path 
     label = contract.label if role == "active" and job in ("check", "train") else None
     side = contract.side(role)
     table = load_table(party.data, contract.align.key, side.features, label, contract.budget.rows, contract.target)
+    plan = None
     if job in ("check", "train"):
-        budget_plan(contract, role, table)
+        plan = budget_plan(contract, role, table)
     on_file = _alignment_on_file(party.output.folder / "alignment", contract, table)
-    return Own(party.party, role, contract, table, folder, share, on_file)
+    return Own(party.party, role, contract, table, folder, share, on_file, plan)
 
 
 def _check_writable(folder: Path) -> None:
@@ -186,7 +189,7 @@ def _check(channel: Channel, own: Own) -> Summary:
     """Greet, compare sizes, part; nothing is written and no row is touched."""
     rows, features = handshake.exchange_readiness(channel, own.table.rows, len(own.table.columns))
     handshake.part(channel)
-    plan, vectors = budget_plan(own.contract, own.role, own.table), boost.most_vectors(own.contract)
+    plan, vectors = own.plan, boost.most_vectors(own.contract)
     most_trees = boost.most_trees(own.contract)
     settings = own.contract.boost
     summary = _summary(channel, own, "check")
@@ -254,8 +257,9 @@ def _train_active(channel: Channel, own: Own, alignment: Alignment, folder: Path
     if settings.folds:
         with channel.phase("alone"):
             _, alone, _ = boost.cross_validate(contract, rows, None)
-        facts["joint"] = figures(settings.objective, rows.label, result.held_out)
-        facts["alone"] = figures(settings.objective, rows.label, alone)
+        objective = objective_of(settings, contract.outputs)
+        facts["joint"] = figures(objective, rows.label, result.held_out)
+        facts["alone"] = figures(objective, rows.label, alone)
         _write_held_out(folder / "held_out.csv", table, contract, result.fold, result.held_out, alone)
     return facts
 

@@ -25,6 +25,7 @@ from fedlearn.data import PartyTable, fit_binning, load_table, make_table
 from fedlearn.errors import FileMissing
 from fedlearn.jobs import features_of, rows_of
 from fedlearn.learner.booster import Rows, split_of
+from fedlearn.learner.objective import LOGISTIC
 from fedlearn.protocols import boost
 from fedlearn.report.metrics import figures
 
@@ -167,7 +168,7 @@ def _train_active(channel: Channel, contract: Contract, table: PartyTable) -> di
     return {
         "seconds_setup": channel.phases["hint"].seconds,
         "seconds_per_tree": channel.phases["trees"].seconds / contract.boost.trees,
-        "auc": figures("logistic", rows.label[held_out], result.fit.margins[:, held_out])["auc"],
+        "auc": figures(LOGISTIC, rows.label[held_out], result.fit.margins[:, held_out])["auc"],
         "kl_nats": channel.ledger.kl_nats,
     }
 
@@ -260,7 +261,7 @@ def _xgboost(setting: Setting, contract: Contract) -> dict[str, float]:
     margins = model.predict(rows_of(split.valid, train), output_margin=True)
     return {
         "xgboost_seconds_per_tree": seconds / contract.boost.trees,
-        "auc_xgboost": figures("logistic", label[split.valid], margins[None])["auc"],
+        "auc_xgboost": figures(LOGISTIC, label[split.valid], margins[None])["auc"],
     }
 
 

@@ -37,9 +37,7 @@ def run_pair(module: str, settings: dict[str, Any]) -> tuple[dict[str, Any], dic
         keys.create_authority(folder / "authority", "bench authority")
         for party in PARTIES:
             keys.issue(folder / "authority", folder / party, party)
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            settings = {**settings, "folder": place, "address": f"127.0.0.1:{probe.getsockname()[1]}"}
+        settings = {**settings, "folder": place, "address": f"127.0.0.1:{free_port()}"}
         processes = [
             subprocess.Popen(
                 [sys.executable, "-m", module, json.dumps({**settings, "party": party})],
@@ -55,6 +53,13 @@ def run_pair(module: str, settings: dict[str, Any]) -> tuple[dict[str, Any], dic
                 raise FedlearnError(f"the {party} side of the benchmark failed: {complaint.strip()[-2000:]}")
         active, passive = (json.loads(printed) for printed, _ in said)
         return active, passive
+
+
+def free_port() -> int:
+    """A port of this machine that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
 
 
 @contextmanager

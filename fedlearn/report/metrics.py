@@ -5,10 +5,12 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from fedlearn.learner.objective import Objective
+
 F64 = NDArray[np.float64]
 
 
-def figures(objective: str, label: F64, margins: F64) -> dict[str, float]:
+def figures(objective: Objective, label: F64, margins: F64) -> dict[str, float]:
     """Figures that suit the objective.
 
     ``logistic``: AUC, KS and log-loss; KS is the largest distance between the score distributions of the two classes
@@ -22,19 +24,17 @@ def figures(objective: str, label: F64, margins: F64) -> dict[str, float]:
     """
     from sklearn import metrics  # takes a second to import, and most commands print no figures
 
-    if objective == "logistic":
+    loss = float(objective.loss(margins, label).mean())
+    if objective.name == "logistic":
         false_positive, true_positive, _ = metrics.roc_curve(label, margins[0])
         return {
             "auc": float(metrics.roc_auc_score(label, margins[0])),
             "ks": float(np.max(true_positive - false_positive)),
-            "log_loss": float(np.mean(np.logaddexp(0, margins[0]) - label * margins[0])),
+            "log_loss": loss,
         }
-    if objective == "softmax":
-        shifted = margins - margins.max(axis=0)
-        log_chances = shifted - np.log(np.exp(shifted).sum(axis=0))
-        own = log_chances[label.astype(np.int64), np.arange(len(label))]
-        return {"log_loss": float(-own.mean()), "accuracy": float(np.mean(margins.argmax(axis=0) == label))}
-    mean = margins[0] if objective == "squared" else np.exp(margins[0])
+    if objective.name == "softmax":
+        return {"log_loss": loss, "accuracy": float(np.mean(margins.argmax(axis=0) == label))}
+    mean = objective.mean(margins)[0]
     return {
         "rmse": float(metrics.root_mean_squared_error(label, mean)),
         "mae": float(metrics.mean_absolute_error(label, mean)),
