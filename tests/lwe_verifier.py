@@ -165,15 +165,19 @@ def make_hint(matrix: Rows, a: Rows, stream: Stream) -> tuple[Rows, Rows]:
 
 
 def encrypt(vectors: Rows, a: Rows, delta: int, stream: Stream) -> tuple[Rows, Rows]:
-    """(b, s) of each vector, before low bits are dropped. Errors are drawn up to the end of the last block."""
+    """(b, s) of each vector, before low bits are dropped; zeros follow its values up to a multiple of 8.
+
+    Errors are drawn up to the end of the last block.
+    """
     secrets = ternary(stream, len(vectors))
     errors = binomial(stream, len(vectors), N * len(a))
     weights = [Weights(secret) for secret in secrets]
     words: Rows = [[] for _ in vectors]
-    for i in range(N + len(vectors[0])):
+    samples = len(vectors[0])
+    for i in range(N + -(-samples // 8) * 8):
         row_i = row(a, i)
         for k, vector in enumerate(vectors):
-            value = vector[i - N] if i >= N else 0
+            value = vector[i - N] if N <= i < N + samples else 0
             words[k].append((weights[k] @ row_i + errors[k][i] + delta * value) % Q)
     return words, secrets
 
@@ -200,8 +204,11 @@ def pack(words: Vector, width: int) -> bytes:
 
 
 def answer(matrix: Rows, mask: Rows, words: Vector) -> Vector:
-    """[T | M] b, one word per row, without the flood."""
-    return [Weights(secret + entries) @ words % Q for secret, entries in zip(mask, matrix, strict=True)]
+    """[T | M] b, one word per row, without the flood. Words beyond the samples meet no entry."""
+    return [
+        Weights(secret + entries + [0] * (len(words) - N - len(entries))) @ words % Q
+        for secret, entries in zip(mask, matrix, strict=True)
+    ]
 
 
 def noisy(hint: Rows, secret: Vector, answers: Vector) -> Vector:

@@ -129,7 +129,7 @@ def test_every_width(width: int) -> None:
     values = rng.integers(-3, 4, (11, 5)).astype(np.int32)
     plan = plan_of(matrix, 3, 11, budget_of_width(matrix, 3, 11, width))
     assert plan.width == width
-    assert plan.query_bytes == width * (N + 5)
+    assert plan.query_bytes == width * (N + 8)
     np.testing.assert_array_equal(run(matrix, values, plan), plain(matrix, values))
 
 
@@ -380,9 +380,9 @@ def product_words(public: np.ndarray, secrets: np.ndarray) -> np.ndarray:
     lattice.transform_small(secrets, transforms)
     shape = (len(secrets), len(public) * N)
     low, high = np.full(shape, 0xFFFFF, np.uint32), np.zeros(shape, np.uint8)
-    out = np.empty(shape, np.uint64)
-    lattice.encrypt(public, transforms, low, high, np.zeros((len(secrets), 0), np.int32), 0, -(2**40), out)
-    return out
+    out = np.empty((len(secrets), 8 * shape[1]), np.uint8)
+    lattice.encrypt(public, transforms, low, high, np.zeros((len(secrets), 0), np.int32), 0, -(2**40), 8, out)
+    return out.view(np.uint64)
 
 
 def assert_independent_errors(errors: np.ndarray) -> None:

@@ -30,7 +30,7 @@ def by_lwe(matrix: Matrix, values: np.ndarray) -> list[list[int]]:
     def holder(channel: Channel) -> None:
         open_holder(channel, matrix, terms).answer(channel.receive(pb.MatvecQuery))
 
-    sums, _ = simulate(lambda channel: open_querier(channel, Shape.of(matrix), terms).ask(values), holder)
+    sums, _ = simulate(lambda channel: open_querier(channel, Shape.of(matrix), terms).ask(values)(), holder)
     return sums.tolist()
 
 

@@ -1,7 +1,8 @@
 """``fedlearn bench boost``: seconds per tree through the whole protocol, against XGBoost on the pooled table.
 
-Rows are taken as aligned. A fifth of them is held out; both models are judged there. XGBoost gets the same bins, depth,
-rate and rows, and both cores; its figure, like ours, leaves out the reading of the table and the set-up.
+Rows are taken as aligned. Both models are judged on rows held out from both: a fifth of a given table, or a quarter as
+many generated ones on top. XGBoost gets the same bins, depth, rate and rows, and all cores; its figure, like ours,
+leaves out the reading of the table, the binning and the set-up, which are given by themselves.
 """
 
 from __future__ import annotations
@@ -24,13 +25,12 @@ from fedlearn.contract import Align, Boost, Budget, Contract, Data, Encryption, 
 from fedlearn.data import PartyTable, fit_binning, load_table, make_table
 from fedlearn.errors import FileMissing
 from fedlearn.jobs import features_of, rows_of
-from fedlearn.learner.booster import Rows, split_of
 from fedlearn.learner.objective import LOGISTIC
-from fedlearn.protocols import boost
+from fedlearn.protocols import boost, score
 from fedlearn.report.metrics import figures
 
 _HELD_OUT = 0.2
-_TABLES = {"active": "active_file", "passive": "passive_file"}
+_SOURCES = {"active": "active_file", "passive": "passive_file"}
 
 
 @dataclass(frozen=True)
@@ -46,6 +46,7 @@ class Setting:
     gradient_bits: int
     backend: str
     routing: str
+    link: str = "loopback"
     active_file: str | None = None
     passive_file: str | None = None
     key: str = "id"
@@ -60,14 +61,16 @@ def measure(setting: Setting) -> dict[str, Any]:
         FileMissing: a table cannot be read, or xgboost is not installed.
         FedlearnError: a party failed, with what it said.
     """
-    contract = _contract(setting, {role: _kinds(setting, role) for role in _TABLES})
+    contract = _contract(setting, {role: _kinds(setting, role) for role in _SOURCES})
     active, passive = run_pair(
-        "fedlearn.bench.boost", {"setting": asdict(setting), "contract": contract.model_dump_json()}
+        "fedlearn.bench.boost",
+        {"setting": asdict(setting), "contract": contract.model_dump_json(), "link": setting.link},
     )
     pooled = _xgboost(setting, contract)
     return {
         **{name: value for name, value in asdict(setting).items() if value is not None},
         **active["result"],
+        **passive["result"],
         **pooled,
         "ratio_to_xgboost": active["result"]["seconds_per_tree"] / pooled["xgboost_seconds_per_tree"],
         "bytes_setup_passive": passive["bytes_setup"],
@@ -89,7 +92,7 @@ def _names(setting: Setting, role: str) -> list[str]:
 
 def _kinds(setting: Setting, role: str) -> dict[str, Kind]:
     """The features of one side; from its file's own types where there is one."""
-    path = getattr(setting, _TABLES[role])
+    path = getattr(setting, _SOURCES[role])
     if path is None:
         return dict.fromkeys(_names(setting, role), "number")
     import pyarrow.csv
@@ -104,29 +107,35 @@ def _kinds(setting: Setting, role: str) -> dict[str, Kind]:
     }
 
 
-def _table(setting: Setting, contract: Contract, role: str) -> PartyTable:
-    """One side's rows, ordered by key so that both sides' rows are aligned."""
-    path, features = getattr(setting, _TABLES[role]), contract.side(role).features
+def _tables(setting: Setting, contract: Contract, role: str) -> tuple[PartyTable, PartyTable]:
+    """One side's rows to train on and those held out, ordered by key so that both sides' rows are aligned."""
+    path, features = getattr(setting, _SOURCES[role]), contract.side(role).features
     label = contract.label if role == "active" else None
     if path is None:
-        return _generated(setting, role, features)
-    table = load_table(Data(path=Path(path)), contract.align.key, features, label, contract.budget.rows)
-    return table.take(np.argsort(np.array(table.ids.to_pylist()), kind="stable"))
+        table = _generated(setting, role, features)
+        order = np.arange(table.rows)
+    else:
+        table = load_table(Data(path=Path(path)), contract.align.key, features, label, contract.budget.rows)
+        table = table.take(np.argsort(np.array(table.ids.to_pylist()), kind="stable"))
+        order = np.random.default_rng(0).permutation(table.rows)
+    count = setting.rows if path is None else round((1 - _HELD_OUT) * table.rows)
+    return table.take(np.sort(order[:count])), table.take(np.sort(order[count:]))
 
 
 def _generated(setting: Setting, role: str, features: dict[str, Kind]) -> PartyTable:
-    """A logistic table with an interaction; both sides draw the same numbers and keep their own columns."""
+    """A logistic table; both sides draw the same numbers and keep their own columns."""
     draws = np.random.default_rng(7)
+    rows = setting.rows + round(setting.rows * _HELD_OUT / (1 - _HELD_OUT))
     weights = draws.normal(size=setting.active_features + setting.passive_features) * 0.4
-    score = np.full(setting.rows, -1.0)
+    score = np.full(rows, -1.0)
     columns: dict[str, NDArray[np.float64]] = {}
     for i, weight in enumerate(weights):
-        values = draws.normal(size=setting.rows)
+        values = draws.normal(size=rows)
         score += weight * values
         if f"x{i}" in features:
             columns[f"x{i}"] = values
-    label = draws.random(setting.rows) < 1 / (1 + np.exp(-score))
-    ids = pa.array(np.arange(setting.rows)).cast(pa.string())
+    label = draws.random(rows) < 1 / (1 + np.exp(-score))
+    ids = pa.array(np.arange(rows)).cast(pa.string())
     return make_table(ids, columns, features, label.astype(np.int8) if role == "active" else None)
 
 
@@ -145,7 +154,6 @@ def _contract(setting: Setting, kinds: dict[str, dict[str, Kind]]) -> Contract:
                 "depth": setting.depth,
                 "bins": setting.bins,
                 "gradient_bits": setting.gradient_bits,
-                "validation": _HELD_OUT,
                 "routing": setting.routing,
             }
         ),
@@ -157,27 +165,29 @@ def _contract(setting: Setting, kinds: dict[str, dict[str, Kind]]) -> Contract:
 # --- one party's process -----------------------------------------------------------------------------
 
 
-def _rows(table: PartyTable, contract: Contract) -> Rows:
-    return rows_of(table, fit_binning(table, contract.boost.bins, contract.active.features), contract)
-
-
-def _train_active(channel: Channel, contract: Contract, table: PartyTable) -> dict[str, Any]:
-    rows = _rows(table, contract)
-    result = boost.train_active(channel, contract, boost.ActiveData(rows, np.arange(table.rows), table.rows))
-    held_out = split_of(table.rows, contract.boost).valid
+def _train_active(channel: Channel, contract: Contract, train: PartyTable, held_out: PartyTable) -> dict[str, Any]:
+    binning = fit_binning(train, contract.boost.bins, contract.active.features)
+    data = boost.ActiveData(rows_of(train, binning, contract), np.arange(train.rows), train.rows)
+    forest = boost.train_active(channel, contract, data).fit.forest
+    splits, bins = len(forest.passive_splits), binning.transform(held_out)
+    with channel.phase("score"):
+        margins = score.score_active(channel, forest, splits, bins, np.arange(held_out.rows), held_out.rows)
     return {
         "seconds_setup": channel.phases["hint"].seconds,
         "seconds_per_tree": channel.phases["trees"].seconds / contract.boost.trees,
-        "auc": figures(LOGISTIC, rows.label[held_out], result.fit.margins[:, held_out])["auc"],
+        "cpu_seconds_per_tree_active": channel.phases["trees"].cpu_seconds / contract.boost.trees,
+        "auc": figures(LOGISTIC, rows_of(held_out, binning, contract).label, margins)["auc"],
         "kl_nats": channel.ledger.kl_nats,
     }
 
 
-def _train_passive(channel: Channel, contract: Contract, table: PartyTable) -> dict[str, Any]:
-    binning = fit_binning(table, contract.boost.bins, contract.passive.features)
-    data = boost.PassiveData(binning.transform(table), features_of(binning, contract.passive))
-    boost.train_passive(channel, contract, data)
-    return {}
+def _train_passive(channel: Channel, contract: Contract, train: PartyTable, held_out: PartyTable) -> dict[str, Any]:
+    binning = fit_binning(train, contract.boost.bins, contract.passive.features)
+    data = boost.PassiveData(binning.transform(train), features_of(binning, contract.passive))
+    result = boost.train_passive(channel, contract, data)
+    with channel.phase("score"):
+        score.score_passive(channel, result.feature, result.masks, binning.transform(held_out))
+    return {"cpu_seconds_per_tree_passive": channel.phases["trees"].cpu_seconds / contract.boost.trees}
 
 
 def _warm_up(channel: Channel, contract: Contract, role: str) -> None:
@@ -191,7 +201,7 @@ def _warm_up(channel: Channel, contract: Contract, role: str) -> None:
     }
     label = np.arange(300) % 2 if role == "active" else None
     table = make_table([str(i) for i in range(300)], columns, kinds, label)
-    (_train_active if role == "active" else _train_passive)(channel, small, table)
+    (_train_active if role == "active" else _train_passive)(channel, small, table, table)
     channel.phases.clear()
     channel.ledger = type(channel.ledger)()
 
@@ -199,10 +209,10 @@ def _warm_up(channel: Channel, contract: Contract, role: str) -> None:
 def _main(settings: dict[str, Any]) -> dict[str, Any]:
     setting, contract = Setting(**settings["setting"]), Contract.model_validate_json(settings["contract"])
     role = settings["party"]
-    table = _table(setting, contract, role)
+    train, held_out = _tables(setting, contract, role)
     with party_channel(settings) as channel:
         _warm_up(channel, contract, role)
-        result = (_train_active if role == "active" else _train_passive)(channel, contract, table)
+        result = (_train_active if role == "active" else _train_passive)(channel, contract, train, held_out)
         return {
             "result": result,
             "bytes_setup": channel.phases["hint"].bytes_sent,
@@ -220,32 +230,25 @@ def _xgboost(setting: Setting, contract: Contract) -> dict[str, float]:
         import xgboost
     except ModuleNotFoundError:
         raise FileMissing("the yardstick is not installed: pip install xgboost-cpu") from None
-    tables = {role: _table(setting, contract, role) for role in _TABLES}
-    label = _rows(tables["active"], contract).label
-    split = split_of(len(label), contract.boost)
-    columns, types = [], []
-    for role, table in tables.items():
-        for name in contract.side(role).features:
-            column = table.columns[name]
-            if isinstance(column, np.ndarray):
-                columns.append(column)
-                types.append("q")
-            else:
-                columns.append(column.indices.to_numpy(zero_copy_only=False).astype(float))
-                types.append("c")
-    values = np.stack(columns, axis=1)
+    tables = {role: _tables(setting, contract, role) for role in _SOURCES}
+    binning = fit_binning(tables["active"][0], contract.boost.bins, contract.active.features)
+    labels = [rows_of(table, binning, contract).label for table in tables["active"]]
+    types = ["q" if kind == "number" else "c" for role in _SOURCES for kind in contract.side(role).features.values()]
 
-    def rows_of(rows: NDArray[np.int64], reference: Any = None) -> Any:
+    def matrix(part: int, reference: Any = None) -> Any:
+        columns = [_as_numbers(t[part].columns[f]) for r, t in tables.items() for f in contract.side(r).features]
         return xgboost.QuantileDMatrix(
-            values[rows],
-            label[rows],
+            np.stack(columns, axis=1),
+            labels[part],
             feature_types=types,
             enable_categorical=True,
             max_bin=contract.boost.bins,
             ref=reference,
         )
 
-    train = rows_of(split.train)
+    started = time.perf_counter()
+    train = matrix(0)
+    setup = time.perf_counter() - started
     settings = {
         "objective": "binary:logistic",
         "tree_method": "hist",
@@ -255,14 +258,24 @@ def _xgboost(setting: Setting, contract: Contract) -> dict[str, float]:
         "max_cat_to_onehot": 1,
     }
     xgboost.train(settings, train, 1)
-    started = time.perf_counter()
+    started, cpu = time.perf_counter(), time.process_time()
     model = xgboost.train(settings, train, contract.boost.trees)
-    seconds = time.perf_counter() - started
-    margins = model.predict(rows_of(split.valid, train), output_margin=True)
+    seconds, cpu = time.perf_counter() - started, time.process_time() - cpu
+    margins = model.predict(matrix(1, train), output_margin=True)
     return {
+        "xgboost_seconds_setup": setup,
         "xgboost_seconds_per_tree": seconds / contract.boost.trees,
-        "auc_xgboost": figures(LOGISTIC, label[split.valid], margins[None])["auc"],
+        "xgboost_cpu_seconds_per_tree": cpu / contract.boost.trees,
+        "auc_xgboost": figures(LOGISTIC, labels[1], margins[None])["auc"],
     }
+
+
+def _as_numbers(column: Any) -> NDArray[np.float64]:
+    """A column as XGBoost takes it: numbers, or the codes of categories."""
+    if isinstance(column, np.ndarray):
+        return column
+    codes: NDArray[np.float64] = column.indices.to_numpy(zero_copy_only=False).astype(float)
+    return codes
 
 
 if __name__ == "__main__":

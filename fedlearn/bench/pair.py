@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -16,7 +17,9 @@ from typing import Any, ParamSpec, TypeVar
 
 from fedlearn import keys
 from fedlearn.channel import Channel
+from fedlearn.channel.faulty import SlowLink
 from fedlearn.channel.grpc_link import dial, listen
+from fedlearn.channel.link import Link
 from fedlearn.contract import Tls
 from fedlearn.errors import FedlearnError
 
@@ -24,6 +27,9 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 PARTIES = ("active", "passive")
+
+#: Simulated links by name: milliseconds of a round trip, megabits a second each way.
+LINKS = {"lan": (0.5, 1000.0), "100mbit": (20.0, 100.0), "10mbit": (50.0, 10.0)}
 
 
 def run_pair(module: str, settings: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -64,13 +70,20 @@ def free_port() -> int:
 
 @contextmanager
 def party_channel(settings: dict[str, Any]) -> Iterator[Channel]:
-    """This process's end, inside a process started by :func:`run_pair`; the passive side listens."""
+    """This process's end, inside a process started by :func:`run_pair`; the passive side listens.
+
+    ``settings["link"]`` may name one of :data:`LINKS`, which then stands between both sides.
+    """
     me = settings["party"]
     peer = PARTIES[1 - PARTIES.index(me)]
     folder = Path(settings["folder"]) / me
     tls = Tls(certificate=folder / f"{me}.pem", key=folder / f"{me}.key", authority=folder / "authority.pem")
     open_link = listen if me == "passive" else dial
-    with Channel(open_link(settings["address"], tls, me, peer, 60.0), me=me, peer=peer) as channel:
+    link: Link = open_link(settings["address"], tls, me, peer, 60.0)
+    if settings.get("link", "loopback") != "loopback":
+        milliseconds, megabits = LINKS[settings["link"]]
+        link = SlowLink(link, delay_seconds=milliseconds / 2000, bytes_per_second=megabits * 125_000)
+    with Channel(link, me=me, peer=peer) as channel:
         channel.session = bytes(16)  # a benchmark has no contract and so no handshake
         yield channel
 
@@ -81,10 +94,11 @@ def peak_mib() -> float:
 
 
 class Clock:
-    """Seconds spent in functions, by name, summed within a round."""
+    """Seconds spent in functions, by name, summed over threads within a round."""
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}
+        self._adding = threading.Lock()
 
     def timed(self, name: str, function: Callable[P, R]) -> Callable[P, R]:
         """The function, with its time added under ``name``."""
@@ -92,7 +106,9 @@ class Clock:
         def run(*args: P.args, **kwargs: P.kwargs) -> R:
             started = time.perf_counter()
             result = function(*args, **kwargs)
-            self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - started
+            spent = time.perf_counter() - started
+            with self._adding:
+                self.seconds[name] = self.seconds.get(name, 0.0) + spent
             return result
 
         return run

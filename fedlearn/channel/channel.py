@@ -81,20 +81,22 @@ class Progress:
 
 @dataclass
 class Phase:
-    """What one phase of a session cost this side."""
+    """What one phase of a session cost this side; ``cpu_seconds`` are its process's, on all cores."""
 
     seconds: float = 0.0
+    cpu_seconds: float = 0.0
     bytes_sent: int = 0
     bytes_received: int = 0
 
 
 @dataclass
 class _Assembly:
-    """A message of which not all pieces have arrived."""
+    """A message of which not all pieces have arrived; ``size`` bytes have."""
 
     type: str
     total: int
-    body: bytearray = field(default_factory=bytearray)
+    pieces: list[bytes] = field(default_factory=list)
+    size: int = 0
 
 
 @dataclass(frozen=True)
@@ -212,14 +214,14 @@ class Channel:
         self._step = f"{self._transcript(kind).table.protocol}.{'|'.join(expected)}"
         deadline = time.monotonic() + self.limits.step
         assembly = self._first_piece(expected, deadline)
-        while len(assembly.body) < assembly.total:
+        while assembly.size < assembly.total:
             chunk = self._next_chunk(deadline)
             if chunk.type or chunk.total:
                 raise self.misbehaved(Malformed, "began a message before it had ended the last one")
             self._append(assembly, chunk)
         message = expected[assembly.type]()
         try:
-            message.ParseFromString(assembly.body)  # type: ignore[arg-type]  # any buffer will do
+            message.ParseFromString(b"".join(assembly.pieces))  # a single piece is not copied
         except DecodeError:
             raise self.misbehaved(Malformed, f"sent bytes that are not a {assembly.type}") from None
         # A later release's greeting may say more; it must still be read as far as its version, to name that.
@@ -243,12 +245,14 @@ class Channel:
         """Account seconds and bytes to a named phase of the session."""
         outer, outer_started = self._phase, self._phase_started
         record = self.phases.setdefault(name, Phase())
-        started, sent, received = time.monotonic(), self.bytes_sent, self.bytes_received
+        started, cpu = time.monotonic(), time.process_time()
+        sent, received = self.bytes_sent, self.bytes_received
         self._phase, self._phase_started = name, started
         try:
             yield record
         finally:
             record.seconds += time.monotonic() - started
+            record.cpu_seconds += time.process_time() - cpu
             record.bytes_sent += self.bytes_sent - sent
             record.bytes_received += self.bytes_received - received
             self._phase, self._phase_started = outer, outer_started
@@ -433,9 +437,10 @@ class Channel:
 
     def _append(self, assembly: _Assembly, chunk: pb.Chunk) -> None:
         data = chunk.data
-        assembly.body += data
-        complete = len(assembly.body) == assembly.total
-        if len(assembly.body) > assembly.total or chunk.last != complete or not (data or complete):
+        assembly.pieces.append(data)
+        assembly.size += len(data)
+        complete = assembly.size == assembly.total
+        if assembly.size > assembly.total or chunk.last != complete or not (data or complete):
             raise self.misbehaved(Malformed, f"sent pieces that do not make up one {assembly.type}")
 
     # --- liveness ----------------------------------------------------------------------------------

@@ -48,6 +48,9 @@ def boost(
     gradient_bits: Annotated[int, typer.Option(help="bits of a quantised gradient")] = 8,
     backend: Annotated[str, typer.Option(help="lwe or paillier")] = "lwe",
     routing: Annotated[str, typer.Option(help="oblivious, bits or shared")] = "oblivious",
+    link: Annotated[
+        str, typer.Option(help="loopback, or simulated: lan, 100mbit (20 ms), 10mbit (50 ms)")
+    ] = "loopback",
     active_file: Annotated[str | None, typer.Option(help="CSV with key, label and features")] = None,
     passive_file: Annotated[str | None, typer.Option(help="CSV with key and features")] = None,
     key: Annotated[str, typer.Option(help="key column of both files")] = "id",
@@ -62,7 +65,7 @@ def boost(
     from fedlearn.bench import boost as bench
 
     setting = bench.Setting(
-        rows, active_features, passive_features, bins, depth, trees, gradient_bits, backend, routing,
+        rows, active_features, passive_features, bins, depth, trees, gradient_bits, backend, routing, link,
         active_file, passive_file, key, label, positive,
     )  # fmt: skip
     result = bench.measure(setting)

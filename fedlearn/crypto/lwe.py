@@ -48,6 +48,10 @@ FLOOD_BITS_BELOW = 4.5
 LARGEST_FLOOD = 2.0**46
 #: A run may use the whole leakage budget, but only this share of it to save bytes on the wire.
 DROPPING_SHARE = 2.0**-4
+#: Ciphertexts travel in pieces of about so many bytes and at most so many blocks, so that both sides work at once and a
+#: piece stays in the cache.
+PIECE_BYTES = 1 << 20
+PIECE_BLOCKS = 8
 #: Leakage is held below this, in nats, whatever a contract allows: every signal is then below a fifth of the flood,
 #: so that the flood alone decides how rare a decoding error is.
 LARGEST_KL = 2.0**-6
@@ -83,8 +87,8 @@ class Plan:
 
     @property
     def words(self) -> int:
-        """Words of one ciphertext."""
-        return N + self.samples
+        """Words of one ciphertext: the mask's block, one for each sample, and zeros up to a multiple of 8."""
+        return N + -(-self.samples // 8) * 8
 
     @property
     def query_bytes(self) -> int:
@@ -95,6 +99,11 @@ class Plan:
     def hint_bytes(self) -> int:
         """Bytes of the whole hint."""
         return 8 * N * self.rows
+
+    def pieces(self, count: int) -> list[range]:
+        """The words of the pieces in which ``count`` encrypted vectors travel: whole blocks, about PIECE_BYTES each."""
+        step = N * max(1, min(PIECE_BLOCKS, PIECE_BYTES // (count * N * self.width)))
+        return [range(first, min(first + step, self.words)) for first in range(0, self.words, step)]
 
 
 def make_plan(
@@ -205,126 +214,155 @@ def make_hint(matrix: Matrix, public: F64, draws: Draws | None = None) -> tuple[
     return hint, mask
 
 
-def encrypt(values: NDArray[np.int32], public: F64, plan: Plan, draws: Draws | None = None) -> tuple[bytes, I8]:
-    """The querier's side of a query.
-
-    Args:
-        values: int32 (K, n), the vectors; absolute values within the plan's bound.
-        public: from :func:`expand`.
-        plan: the run's plan.
-        draws: secret randomness (given only to make test vectors; then used on one thread).
+def draw_secrets(count: int, draws: Draws | None = None) -> tuple[I8, F64]:
+    """Fresh secrets for a query of ``count`` vectors. A secret serves one query, ever.
 
     Returns:
-        ciphertext: K·plan.query_bytes bytes, and secrets: int8 (K, N). A secret serves one query, ever.
+        secrets: int8 (K, N), and their transforms: float64 (K, 2, H). The querier's.
     """
-    count = len(values)
     secrets = (draws or Draws()).ternary(count, N)
     transforms = np.empty((count, 2, H))
     lattice.transform_small(secrets, transforms)
-    words = np.empty((count, public.shape[0] * N), np.uint64)
-
-    def blocks(part: range) -> None:
-        stream = draws or Draws()
-        out = words[:, part.start * N : part.stop * N]
-        low, high = stream.noise_bits(count, out.shape[1])
-        piece = public[part.start : part.stop]
-        lattice.encrypt(piece, transforms, low, high, values, plan.shift, (part.start - 1) * N, out)
-
-    parts = ranges(public.shape[0], max(1, public.shape[0] * count // 64))
-    if draws is None:
-        spread(blocks, parts)
-    else:
-        for part in parts:
-            blocks(part)
-    ciphertext = np.empty(count * plan.query_bytes, np.uint8)
-    spread(lambda k: _pack(words[k, : plan.words], plan, ciphertext, k), range(count))
-    return ciphertext.tobytes(), secrets
+    return secrets, transforms
 
 
-def _pack(words: U64, plan: Plan, ciphertext: NDArray[np.uint8], k: int) -> None:
-    size = plan.query_bytes
-    out = ciphertext[k * size : (k + 1) * size]
-    if plan.width == 8:
-        out[:] = words.view(np.uint8)
-    else:
-        lattice.pack(words, plan.width, *_planes(out, plan))
+def encrypt_piece(
+    values: NDArray[np.int32], transforms: F64, public: F64, plan: Plan, part: range, draws: Draws | None = None
+) -> NDArray[np.uint8]:
+    """Some words of a query's ciphertexts.
+
+    Args:
+        values: int32 (K, c), the vectors at the samples that ``part`` covers (:func:`samples_of`); absolute values
+            within the plan's bound.
+        transforms: of this query's secrets.
+        public: from :func:`expand`.
+        plan: the run's plan.
+        part: which words; it starts at a multiple of N.
+        draws: what errors are made of (given only to make test vectors).
+
+    Returns:
+        uint8 (K, plan.width·len(part)).
+    """
+    blocks = public[part.start // N : -(-part.stop // N)]
+    low, high = (draws or Draws()).noise_bits(len(values), N * len(blocks))
+    out = np.empty((len(values), plan.width * len(part)), np.uint8)
+    first = 0 if part.start else -N
+    lattice.encrypt(blocks, transforms, low, high, values, plan.shift, first, plan.width, out)
+    return out
 
 
-def _planes(raw: NDArray[np.uint8], plan: Plan) -> tuple[NDArray[np.uint32], NDArray[np.uint16], NDArray[np.uint8]]:
-    """The planes of 32, 16 and 8 bits of one packed ciphertext (views; empty where the width has none)."""
-    words = plan.words
-    middle = words if plan.width in (6, 7) else 0
-    low = words if plan.width in (5, 7) else 0
-    first, second = 4 * words, 4 * words + 2 * middle
-    return raw[:first].view(np.uint32), raw[first:second].view(np.uint16), raw[second : second + low]
+def samples_of(part: range, plan: Plan) -> slice:
+    """The samples whose words are in ``part``."""
+    return slice(max(0, part.start - N), max(0, min(part.stop - N, plan.samples)))
+
+
+def encrypt(values: NDArray[np.int32], public: F64, plan: Plan, draws: Draws | None = None) -> tuple[bytes, I8]:
+    """A query in one piece: ciphertexts of K·plan.query_bytes bytes, and the secrets."""
+    secrets, transforms = draw_secrets(len(values), draws)
+    return encrypt_piece(values, transforms, public, plan, range(plan.words), draws).tobytes(), secrets
 
 
 def respond(matrix: Matrix, mask: I8, ciphertext: bytes, count: int, plan: Plan, draws: Draws | None = None) -> bytes:
-    """The holder's answer.
+    """The holder's answer to a query in one piece; see :func:`accumulate` and :func:`answer`."""
+    sums = np.zeros((count, matrix.rows), np.uint64)
+    accumulate(matrix, mask, ciphertext, range(plan.words), plan, sums)
+    return answer(sums, plan, draws)
+
+
+def accumulate(matrix: Matrix, mask: I8, ciphertext: bytes, part: range, plan: Plan, sums: U64) -> None:
+    """Add one piece's share of [T | M]·b.
 
     Args:
         matrix, mask: M and the secret T.
-        ciphertext: count·plan.query_bytes bytes; every byte string of that length is a valid ciphertext.
-        count: number of vectors K.
+        ciphertext: plan.width·len(part) bytes for each vector; every byte string of that length is valid.
+        part: which words.
         plan: the run's plan.
-        draws: secret randomness for the flood.
-
-    Returns:
-        count·R little-endian words.
+        sums: uint64 (K, R), added to. The holder's, and a secret until it is flooded.
     """
-    raw = np.frombuffer(ciphertext, np.uint8).reshape(count, plan.query_bytes)
-    answer = np.empty((count, matrix.rows), np.uint64)
-    for start in range(0, count, lattice.LANES):
-        group = raw[start : start + lattice.LANES]
-        answer[start : start + lattice.LANES] = _respond_group(matrix, mask, group, plan)
-    flood = (draws or Draws()).gaussian(plan.flood, answer.shape)
-    return (answer + flood.view(np.uint64)).astype("<u8").tobytes()
+    raw = np.frombuffer(ciphertext, np.uint8).reshape(len(sums), plan.width * len(part))
+    for start in range(0, len(sums), lattice.LANES):
+        group = slice(start, start + lattice.LANES)
+        _accumulate_group(matrix, mask, raw[group], part, plan, sums[group])
 
 
-def _respond_group(matrix: Matrix, mask: I8, group: NDArray[np.uint8], plan: Plan) -> U64:
-    """[T | M]·b for up to LANES vectors; uint64 (K, R)."""
+def _accumulate_group(matrix: Matrix, mask: I8, group: NDArray[np.uint8], part: range, plan: Plan, sums: U64) -> None:
     count = len(group)
     width = min(size for size in lattice.HISTOGRAMS if size >= count)
-    lanes = np.zeros((plan.words, width), np.uint64)
-    for lane in range(count):
-        if plan.width == 8:
-            lanes[:, lane] = group[lane].view(np.uint64)
-        else:
-            lattice.unpack(plan.width, *_planes(group[lane], plan), lane, lanes)
-    answer = np.zeros((count, matrix.rows), np.uint64)
-    head = np.ascontiguousarray(lanes[:N, :count].T)
-    body = lanes[N:]
+    lanes = (np.empty if width == count else np.zeros)((len(part), width), np.uint64)
+    spread(lambda lane: lattice.unpack(group[lane], plan.width, lane, lanes), range(count))
+    if part.start == 0:
+        head = np.ascontiguousarray(lanes[:N, :count].T)
 
-    def masked(part: range) -> None:
-        lattice.dots(mask[part.start : part.stop], head, answer[:, part.start : part.stop])
+        def masked(rows: range) -> None:
+            lattice.dots(mask[rows.start : rows.stop], head, sums[:, rows.start : rows.stop])
 
-    spread(masked, ranges(matrix.rows, 2 * CORES))
+        spread(masked, ranges(matrix.rows, 2 * CORES))
+        lanes = lanes[N:]
+    samples = samples_of(part, plan)
     if isinstance(matrix, Indicator):
         offsets = matrix.offsets
 
         def feature(f: int) -> None:
-            sums = np.zeros((int(matrix.sizes[f]), width), np.uint64)
-            lattice.HISTOGRAMS[width](matrix.bins[f], body, sums)
-            answer[:, offsets[f] : offsets[f + 1]] += sums[:, :count].T
+            found = np.zeros((int(matrix.sizes[f]), width), np.uint64)
+            lattice.HISTOGRAMS[width](matrix.bins[f, samples], lanes, found)
+            sums[:, offsets[f] : offsets[f + 1]] += found[:, :count].T
 
         spread(feature, range(len(matrix.sizes)))
     else:
-        columns = np.ascontiguousarray(body[:, :count].T)
-        entries = matrix.entries
+        columns = np.ascontiguousarray(lanes[: samples.stop - samples.start, :count].T)
+        entries = matrix.entries[:, samples]
 
-        def dense(part: range) -> None:
-            lattice.dots(entries[part.start : part.stop], columns, answer[:, part.start : part.stop])
+        def dense(rows: range) -> None:
+            piece = np.ascontiguousarray(entries[rows.start : rows.stop])
+            lattice.dots(piece, columns, sums[:, rows.start : rows.stop])
 
         spread(dense, ranges(matrix.rows, 2 * CORES))
-    return answer
+
+
+def answer(sums: U64, plan: Plan, draws: Draws | None = None) -> bytes:
+    """Flood the sums.
+
+    Args:
+        sums: uint64 (K, R), of all pieces.
+        plan: the run's plan.
+        draws: secret randomness for the flood.
+
+    Returns:
+        K·R little-endian words.
+    """
+    flood = (draws or Draws()).gaussian(plan.flood, sums.shape)
+    return (sums + flood.view(np.uint64)).astype("<u8").tobytes()
 
 
 def decode(hint: U64, secrets: I8, answer: bytes, plan: Plan) -> NDArray[np.int64]:
-    """M·v for the vectors of one query.
+    """M·v for the vectors of one query; see :func:`known_part` and :func:`round_off`."""
+    return round_off(known_part(hint, secrets), answer, plan)
+
+
+def known_part(hint: U64, secrets: I8) -> U64:
+    """C·s, what the querier takes off an answer; it does not depend on the answer.
 
     Args:
         hint: uint64 (R, N).
-        secrets: int8 (K, N), of this query.
+        secrets: int8 (K, N), of one query.
+
+    Returns:
+        uint64 (K, R).
+    """
+    known = np.zeros((len(secrets), len(hint)), np.uint64)
+
+    def rows(part: range) -> None:
+        lattice.dots(hint[part.start : part.stop], secrets, known[:, part.start : part.stop])
+
+    spread(rows, ranges(len(hint), 2 * CORES))
+    return known
+
+
+def round_off(known: U64, answer: bytes, plan: Plan) -> NDArray[np.int64]:
+    """The sums in an answer.
+
+    Args:
+        known: uint64 (K, R), from :func:`known_part`.
         answer: K·R little-endian words.
         plan: the run's plan.
 
@@ -334,14 +372,7 @@ def decode(hint: U64, secrets: I8, answer: bytes, plan: Plan) -> NDArray[np.int6
     Raises:
         ValueError: a sum is larger than the plan allows: the answer is not of this query.
     """
-    count = len(secrets)
-    known = np.zeros((count, plan.rows), np.uint64)
-
-    def rows(part: range) -> None:
-        lattice.dots(hint[part.start : part.stop], secrets, known[:, part.start : part.stop])
-
-    spread(rows, ranges(plan.rows, 2 * CORES))
-    noisy = np.frombuffer(answer, "<u8").reshape(count, plan.rows) - known
+    noisy = np.frombuffer(answer, "<u8").reshape(known.shape) - known
     half = np.uint64(1 << (plan.shift - 1))
     sums = (noisy + half).view(np.int64) >> plan.shift
     if int(np.abs(sums).max(initial=0)) > plan.largest_sum:

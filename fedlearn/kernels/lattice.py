@@ -96,42 +96,6 @@ def _round_into(low_re: F64, low_im: F64, high_re: F64, high_im: F64, out: U64) 
 
 
 @njit(**_FLAGS)
-def encrypt(
-    public: F64, secrets: F64, low: NDArray[np.uint32], high: U8, values: I32, shift: int, first: int, out: U64
-) -> None:
-    """Blocks of ``a·s + e + 2^shift·v`` for several vectors.
-
-    Args:
-        public: float64 (B, 2, 2, H), transforms of the public elements of these blocks.
-        secrets: float64 (K, 2, H), transforms of the secrets.
-        low, high: uint32 and uint8 (K, B·N), 40 random bits per word.
-        values: int32 (K, n), the whole vectors; words outside them encrypt zero.
-        shift: log2 Δ.
-        first: index into ``values`` of the first word; negative for the mask's block.
-        out: uint64 (K, B·N), receives the words.
-    """
-    blocks, samples = public.shape[0], values.shape[1]
-    work = np.empty((6, H))
-    for b in range(blocks):
-        for k in range(secrets.shape[0]):
-            for limb in range(2):
-                ar, ai, sr, si = public[b, limb, 0], public[b, limb, 1], secrets[k, 0], secrets[k, 1]
-                pr, pi = work[4], work[5]
-                for j in range(H):
-                    pr[j] = ar[j] * sr[j] - ai[j] * si[j]
-                    pi[j] = ar[j] * si[j] + ai[j] * sr[j]
-                inverse(pr, pi, work[2 * limb], work[2 * limb + 1])
-            words, lo, hi = out[k, b * N : (b + 1) * N], low[k, b * N : (b + 1) * N], high[k, b * N : (b + 1) * N]
-            for j in range(N):
-                words[j] = binomial40(lo, hi, j)
-            start = first + b * N
-            if start >= 0:
-                for j in range(min(N, samples - start)):
-                    words[j] += np.uint64(np.int64(values[k, start + j])) << np.uint64(shift)
-            _round_into(work[0], work[1], work[2], work[3], words)
-
-
-@njit(**_FLAGS)
 def _correlate(public: F64, re: F64, im: F64, sums: F64) -> None:
     """sums += conj(public) · transform of one polynomial, for both limbs."""
     for limb in range(2):
@@ -263,7 +227,7 @@ HISTOGRAMS = {lanes: _histogram(lanes) for lanes in (1, 2, 4, LANES)}
 
 
 @njit(**_FLAGS)
-def pack(words: U64, width: int, top: NDArray[np.uint32], middle: NDArray[np.uint16], low: U8) -> None:
+def pack(words: U64, width: int, out: U8, at: int) -> None:
     """Drop the low bits of words, rounding, and lay the rest out in planes of 32, 16 and 8 bits.
 
     Planes instead of packed bytes let every store be a whole vector. A tie goes to the even neighbour: if it always
@@ -271,24 +235,34 @@ def pack(words: U64, width: int, top: NDArray[np.uint32], middle: NDArray[np.uin
     the deviation that the plan counts.
 
     Args:
-        words: uint64 (m,).
-        width: bytes kept, 4 to 7: plane ``middle`` is used by 6 and 7, plane ``low`` by 5 and 7.
-        top, middle, low: (m,) each, or empty where unused.
+        words: uint64 (c,), words ``at`` to ``at + c`` of a vector.
+        width: bytes kept, 4 to 8. Widths 4 to 7 have a plane of the top 32 bits of all words, then (6 and 7) one of
+            the next 16, then (5 and 7) one of the next 8; 8 keeps whole words.
+        out: uint8 (width·m,), the whole vector's bytes, aligned to 8; m is a multiple of 8.
+        at: the first word's place in it.
     """
+    count, end = out.shape[0] // width, at + words.shape[0]
+    if width == 8:
+        out.view(np.uint64)[at:end] = words
+        return
+    top = out[: 4 * count].view(np.uint32)[at:end]
     shift = np.uint64(64 - 8 * width)
     half = (np.uint64(1) << (shift - np.uint64(1))) - np.uint64(1)  # rounds a tie down; an odd neighbour adds one
     if width == 7:
+        middle, low = out[4 * count : 6 * count].view(np.uint16)[at:end], out[6 * count :][at:end]
         for i in range(words.shape[0]):
             word = words[i] + half + ((words[i] >> shift) & np.uint64(1))
             top[i] = word >> np.uint64(32)
             middle[i] = word >> np.uint64(16)
             low[i] = word >> np.uint64(8)
     elif width == 6:
+        middle = out[4 * count :].view(np.uint16)[at:end]
         for i in range(words.shape[0]):
             word = words[i] + half + ((words[i] >> shift) & np.uint64(1))
             top[i] = word >> np.uint64(32)
             middle[i] = word >> np.uint64(16)
     elif width == 5:
+        low = out[4 * count :][at:end]
         for i in range(words.shape[0]):
             word = words[i] + half + ((words[i] >> shift) & np.uint64(1))
             top[i] = word >> np.uint64(32)
@@ -300,23 +274,81 @@ def pack(words: U64, width: int, top: NDArray[np.uint32], middle: NDArray[np.uin
 
 
 @njit(**_FLAGS)
-def unpack(width: int, top: NDArray[np.uint32], middle: NDArray[np.uint16], low: U8, lane: int, out: U64) -> None:
-    """The inverse of :func:`pack` for one vector, written to one lane of uint64 (m, LANES)."""
+def encrypt(
+    public: F64,
+    secrets: F64,
+    low: NDArray[np.uint32],
+    high: U8,
+    values: I32,
+    shift: int,
+    first: int,
+    width: int,
+    out: U8,
+) -> None:
+    """Blocks of ``a·s + e + 2^shift·v`` for several vectors, packed.
+
+    Args:
+        public: float64 (B, 2, 2, H), transforms of the public elements of these blocks.
+        secrets: float64 (K, 2, H), transforms of the secrets.
+        low, high: uint32 and uint8 (K, B·N), 40 random bits per word.
+        values: int32 (K, n); words outside them encrypt zero.
+        shift: log2 Δ.
+        first: index into ``values`` of the first word; negative for the mask's block.
+        width: bytes kept of a word, 4 to 8.
+        out: uint8 (K, width·m), m ≤ B·N words of each vector, as :func:`pack` lays them out; a vector's start is
+            aligned to 8 bytes.
+    """
+    blocks, samples, count = public.shape[0], values.shape[1], out.shape[1] // width
+    work, words = np.empty((6, H)), np.empty(N, np.uint64)
+    for b in range(blocks):
+        here = min(N, count - b * N)
+        for k in range(secrets.shape[0]):
+            for limb in range(2):
+                ar, ai, sr, si = public[b, limb, 0], public[b, limb, 1], secrets[k, 0], secrets[k, 1]
+                pr, pi = work[4], work[5]
+                for j in range(H):
+                    pr[j] = ar[j] * sr[j] - ai[j] * si[j]
+                    pi[j] = ar[j] * si[j] + ai[j] * sr[j]
+                inverse(pr, pi, work[2 * limb], work[2 * limb + 1])
+            lo, hi = low[k, b * N : (b + 1) * N], high[k, b * N : (b + 1) * N]
+            for j in range(N):
+                words[j] = binomial40(lo, hi, j)
+            start = first + b * N
+            if start >= 0:
+                for j in range(min(N, samples - start)):
+                    words[j] += np.uint64(np.int64(values[k, start + j])) << np.uint64(shift)
+            _round_into(work[0], work[1], work[2], work[3], words)
+            pack(words[:here], width, out[k], b * N)
+
+
+@njit(**_FLAGS)
+def unpack(raw: U8, width: int, lane: int, out: U64) -> None:
+    """The inverse of :func:`pack` for one vector, uint8 (width·m,), written to one lane of uint64 (m, lanes)."""
+    count = raw.shape[0] // width
+    if width == 8:
+        words = raw.view(np.uint64)
+        for i in range(count):
+            out[i, lane] = words[i]
+        return
+    top = raw[: 4 * count].view(np.uint32)
     if width == 7:
-        for i in range(top.shape[0]):
+        middle, low = raw[4 * count : 6 * count].view(np.uint16), raw[6 * count :]
+        for i in range(count):
             out[i, lane] = (
                 (np.uint64(top[i]) << np.uint64(32))
                 | (np.uint64(middle[i]) << np.uint64(16))
                 | (np.uint64(low[i]) << np.uint64(8))
             )
     elif width == 6:
-        for i in range(top.shape[0]):
+        middle = raw[4 * count :].view(np.uint16)
+        for i in range(count):
             out[i, lane] = (np.uint64(top[i]) << np.uint64(32)) | (np.uint64(middle[i]) << np.uint64(16))
     elif width == 5:
-        for i in range(top.shape[0]):
+        low = raw[4 * count :]
+        for i in range(count):
             out[i, lane] = (np.uint64(top[i]) << np.uint64(32)) | (np.uint64(low[i]) << np.uint64(24))
     else:
-        for i in range(top.shape[0]):
+        for i in range(count):
             out[i, lane] = np.uint64(top[i]) << np.uint64(32)
 
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable
-from concurrent.futures import ThreadPoolExecutor
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from functools import cache
 from typing import TypeVar
 
@@ -25,6 +26,17 @@ def spread(work: Callable[[T], R], pieces: Iterable[T]) -> list[R]:
     if len(pieces) <= 1:
         return [work(piece) for piece in pieces]
     return list(_pool().map(work, pieces))
+
+
+def ahead(work: Callable[[T], R], pieces: Iterable[T]) -> Iterator[R]:
+    """Results of ``work`` in order, with as many pieces under way as there are cores while the taker does its part."""
+    pending: deque[Future[R]] = deque()
+    for piece in pieces:
+        pending.append(_pool().submit(work, piece))
+        if len(pending) > CORES:
+            yield pending.popleft().result()
+    while pending:
+        yield pending.popleft().result()
 
 
 def ranges(count: int, pieces: int) -> list[range]:

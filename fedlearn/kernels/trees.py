@@ -38,17 +38,90 @@ def quantise(values: F64, rows: I64, scale: float, words: U64, out: I32) -> None
 
 
 @njit(**_FLAGS)
-def fill(values: I32, rows: I64, position: I64, out: I32) -> None:
-    """Spread one node's values over an encrypted vector.
+def place(values: I32, position: I64, out: I32) -> None:
+    """Spread own rows over the order that both sides share.
 
     Args:
-        values: int32 (m,), one kind of value of every own row.
-        rows: int64, the node's rows.
-        position: int64 (m,), place of each row in the order that both sides share.
-        out: int32 (n,), zero on entry.
+        values: int32 (V, m), of every own row.
+        position: int64 (m,), place of each row in the shared order.
+        out: int32 (V, n).
+    """
+    for k in range(values.shape[0]):
+        for i in range(values.shape[1]):
+            out[k, position[i]] = values[k, i]
+
+
+@njit(**_FLAGS)
+def node_vectors(values: I32, node: I32, tree: I32, leaf: I32, first: int, start: int, out: I32) -> None:
+    """A block of the vectors to encrypt: each node's values, one kind after another, zero outside the node.
+
+    Args:
+        values: int32 (T, V, n), of T trees in shared order.
+        node: int32 (T, n), the leaf of each place in each tree.
+        tree, leaf: int32 (nodes,), what is asked about; vectors beyond them are zero.
+        first: number of the first vector of the block.
+        start: first place of the block.
+        out: int32 (vectors, places).
+    """
+    kinds, count = values.shape[1], out.shape[1]
+    for k in range(out.shape[0]):
+        at, kind = divmod(first + k, kinds)
+        if at >= leaf.shape[0]:
+            out[k, :] = 0
+            continue
+        source, where, wanted = values[tree[at], kind], node[tree[at]], leaf[at]
+        for i in range(count):
+            out[k, i] = source[start + i] if where[start + i] == wanted else 0
+
+
+@njit(**_FLAGS)
+def divide(rows: I64, node: I32, left: int, values: I32, out: I64, totals: I64) -> int:
+    """Rows of a split node by child.
+
+    Args:
+        rows: int64, the node's training rows.
+        node: int32 (m,), the child of each.
+        left: the left child.
+        values: int32 (V, m).
+        out: int64, receives the left child's rows, then the right child's, each in order.
+        totals: int64 (V,), added to: the left child's sums.
+
+    Returns:
+        Number of rows on the left.
+    """
+    count = 0
+    for i in rows:
+        if node[i] == left:
+            count += 1
+            for k in range(values.shape[0]):
+                totals[k] += values[k, i]
+    a, b = 0, count
+    for i in rows:
+        if node[i] == left:
+            out[a] = i
+            a += 1
+        else:
+            out[b] = i
+            b += 1
+    return count
+
+
+@njit(**_FLAGS)
+def leaf_sums(node: I32, rows: I64, gradient: F64, hessian: F64, sums: F64, sizes: I64) -> None:
+    """Exact gradient and hessian of every leaf.
+
+    Args:
+        node: int32 (m,), leaf of each row.
+        rows: int64, the training rows.
+        gradient, hessian: float64 (m,).
+        sums: float64 (nodes, 2), added to.
+        sizes: int64 (nodes,), added to.
     """
     for i in rows:
-        out[position[i]] = values[i]
+        at = node[i]
+        sums[at, 0] += gradient[i]
+        sums[at, 1] += hessian[i]
+        sizes[at] += 1
 
 
 @njit(**_FLAGS)

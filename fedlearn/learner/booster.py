@@ -189,7 +189,7 @@ def _round(
 ) -> None:
     """One round of every model that still runs: K trees each (all trees at once in a random forest)."""
     layers = boost.trees if boost.forest == "random" else 1
-    planted: list[tuple[Model, int, F64, F64, Tree]] = []
+    planted: list[tuple[Model, int, I64, F64, F64, Tree]] = []
     for model in models:
         gradient, hessian = objective.gradients(model.margins, rows.label)
         weight = weights_of(rows, boost)
@@ -199,11 +199,11 @@ def _round(
             for output in range(objective.outputs):
                 g, h = gradient[output] * weight * factor, hessian[output] * weight * factor
                 tree = _plant(boost, train, g, h, draws, rows, passive, number, least_size)
-                planted.append((model, output, g, h, tree))
+                planted.append((model, output, train, g, h, tree))
     grow([tree for *_, tree in planted], rows.bins, rows.features, boost, least_size, passive)
     rate = 1.0 / layers if boost.forest == "random" else boost.learning_rate
-    for model, output, g, h, tree in planted:
-        _refit(tree, boost, g, h, rate)
+    for model, output, train, g, h, tree in planted:
+        _refit(tree, boost, train, g, h, rate)
         model.margins[output] += np.array(tree.growth.value)[tree.node]
         model.growth.append(tree.growth)
         model.output.append(output)
@@ -217,6 +217,8 @@ def _sampled(boost: Boost, train: I64, gradient: F64, draws: Draws) -> tuple[I64
     GOSS (Ke et al., LightGBM, NeurIPS 2017) keeps the rows with the largest gradients and a sample of the others; its
     weights stand in the encrypted vectors, so the passive side sees nothing of it.
     """
+    if boost.goss_top == 0 and boost.subsample == 1:
+        return train, 1.0
     uniform = draws.words(len(train)) * 2.0**-64
     if boost.goss_top > 0:
         size = np.abs(gradient[:, train]).sum(axis=0)
@@ -227,9 +229,7 @@ def _sampled(boost: Boost, train: I64, gradient: F64, draws: Draws) -> tuple[I64
         factor = np.ones(gradient.shape[1])
         factor[train[kept & ~top]] = 1 / share
         return train[kept], factor
-    if boost.subsample < 1:
-        return train[uniform < boost.subsample], 1.0
-    return train, 1.0
+    return train[uniform < boost.subsample], 1.0
 
 
 def _plant(
@@ -267,14 +267,13 @@ def largest_value(boost: Boost) -> int:
     return (1 << (boost.gradient_bits - 1)) - 1
 
 
-def _refit(tree: Tree, boost: Boost, gradient: F64, hessian: F64, rate: float) -> None:
+def _refit(tree: Tree, boost: Boost, train: I64, gradient: F64, hessian: F64, rate: float) -> None:
     """Leaf weights from exact gradients, within the bounds of monotone splits; cover and size of every node."""
     growth, rules = tree.growth, rules_of(boost, 1)
     count = len(growth.left)
-    train = np.concatenate(list(tree.rows.values())) if tree.rows else np.zeros(0, np.int64)
-    g = np.bincount(tree.node[train], gradient[train], count)
-    h = np.bincount(tree.node[train], hessian[train], count)
-    n = np.bincount(tree.node[train], minlength=count)
+    sums, n = np.zeros((count, 2)), np.zeros(count, np.int64)
+    kernel.leaf_sums(tree.node, train, gradient, hessian, sums, n)
+    g, h = sums[:, 0], sums[:, 1]
     for at in range(count - 1, -1, -1):
         left = growth.left[at]
         if left >= 0:

@@ -7,6 +7,7 @@ of which to make (all of them by level, the best one by leaf), routing of rows, 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -23,10 +24,25 @@ I64 = NDArray[np.int64]
 I32 = NDArray[np.int32]
 U8 = NDArray[np.uint8]
 
-#: Values of one node to be summed over bins: int32 (V, m) and the node's rows, int64.
-Request = tuple[I32, I64]
 #: Splits on passive features, (opaque feature, bins that go left) each, and the split of each row, int32 (m,) or -1.
 Routing = tuple[list[tuple[int, U8]], I32]
+
+
+@dataclass(frozen=True)
+class Request:
+    """One leaf whose values are to be summed over bins.
+
+    Attributes:
+        values: int32 (V, m), of its tree; zero outside the training rows.
+        node: int32 (m,), the leaf of every own row in this tree.
+        leaf: this one.
+        rows: int64, its training rows.
+    """
+
+    values: I32
+    node: I32
+    leaf: int
+    rows: I64
 
 
 @dataclass(frozen=True)
@@ -50,8 +66,8 @@ class Passive(Protocol):
 
     features: Features
 
-    def histograms(self, requests: list[Request], nodes: int) -> I64:
-        """Sums over the peer's bins for each request, int64 (requests, R, V).
+    def ask(self, requests: list[Request], nodes: int) -> Callable[[], I64]:
+        """Ask for sums over the peer's bins; what is returned waits for them, int64 (requests, R, V).
 
         ``nodes`` is how many nodes full trees would ask about here, for a peer that is not to see fewer.
         """
@@ -72,6 +88,7 @@ class Tree:
         growth: its nodes.
         node: int32 (m,), the leaf of every own row, training row or not.
         rows: training rows of each leaf that is new or may split.
+        totals: int64 (V,), sum of the values of such a leaf.
         known: histogram (R, V) of each leaf that may split.
         best: the best split of such a leaf.
         depth, bounds: of each node.
@@ -83,6 +100,7 @@ class Tree:
     growth: Growth
     node: I32
     rows: dict[int, I64]
+    totals: dict[int, I64]
     known: dict[int, I64] = field(default_factory=dict)
     best: dict[int, Candidate] = field(default_factory=dict)
     depth: dict[int, int] = field(default_factory=lambda: {0: 0})
@@ -93,7 +111,8 @@ class Tree:
         """A tree of one leaf."""
         growth = Growth()
         growth.roots.append(growth.add())
-        return cls(values, units, allowed, growth, np.zeros(values.shape[1], np.int32), {0: train})
+        totals = values.sum(axis=1, dtype=np.int64)
+        return cls(values, units, allowed, growth, np.zeros(values.shape[1], np.int32), {0: train}, {0: totals})
 
 
 @dataclass(frozen=True)
@@ -138,7 +157,7 @@ def grow(trees: list[Tree], bins: U8, own: Features, boost: Boost, least_size: i
         if not any(families) and not boost.pad_vectors:
             break
         _learn(trees, families, nodes, bins, own, boost, rules, passive)
-        families = _split(trees, [_choose(tree, boost) for tree in trees], bins, len(own.sizes), passive)
+        families = _split(trees, [_choose(tree, boost) for tree in trees], bins, len(own.sizes), boost.depth, passive)
 
 
 def full_steps(boost: Boost) -> list[int]:
@@ -188,20 +207,21 @@ def _sums(
     wanted: list[tuple[Tree, int, list[int]]], nodes: int, bins: U8, own: Features, passive: Passive | None
 ) -> list[tuple[Tree, int, list[int], I64]]:
     """The smaller child's histogram of each family: own bins, then the peer's unless the tree does without."""
-    requests = [(tree.values, tree.rows[children[0]]) for tree, _, children in wanted]
-    sums = list(kernel.histograms(bins, own.sizes, requests)) if requests else []
+    requests = [Request(tree.values, tree.node, at[0], tree.rows[at[0]]) for tree, _, at in wanted]
     asking = [k for k, (tree, _, _) in enumerate(wanted) if len(tree.allowed) > len(own.sizes)]
-    if passive is not None and nodes:
-        for k, found in zip(asking, passive.histograms([requests[k] for k in asking], nodes), strict=True):
+    answer = None if passive is None or not nodes else passive.ask([requests[k] for k in asking], nodes)
+    # The own bins are summed while the peer is at work.
+    sums = list(kernel.histograms(bins, own.sizes, [(r.values, r.rows) for r in requests])) if requests else []
+    if answer is not None:
+        for k, found in zip(asking, answer(), strict=True):
             sums[k] = np.concatenate([sums[k], found])
     return [(*family, small) for family, small in zip(wanted, sums, strict=True)]
 
 
 def _may_split(tree: Tree, leaf: int, boost: Boost, rules: F64) -> bool:
-    rows = tree.rows[leaf]
-    if tree.depth[leaf] >= boost.depth or len(rows) < max(2, 2 * rules[4]):
+    if tree.depth[leaf] >= boost.depth or len(tree.rows[leaf]) < max(2, 2 * rules[4]):
         return False
-    return bool(tree.values[1, rows].sum() * tree.units[1] >= 2 * boost.min_child_weight)
+    return bool(tree.totals[leaf][1] * tree.units[1] >= 2 * boost.min_child_weight)
 
 
 def _search(tree: Tree, leaf: int, own: Features, both: Features, rules: F64) -> Candidate:
@@ -232,9 +252,9 @@ def _choose(tree: Tree, boost: Boost) -> list[int]:
 
 
 def _split(
-    trees: list[Tree], chosen: list[list[int]], bins: U8, own: int, passive: Passive | None
+    trees: list[Tree], chosen: list[list[int]], bins: U8, own: int, depth: int, passive: Passive | None
 ) -> list[list[Family]]:
-    """Make the chosen splits in all trees; returns the new families."""
+    """Make the chosen splits in all trees; returns the new families. Leaves at ``depth`` are not split again."""
     numbers: dict[int, int] = {}
     sides: dict[int, U8] = {}
     if passive is not None:
@@ -245,7 +265,7 @@ def _split(
             first, found = passive.route(routings)
             numbers, sides = dict(zip(asking, first, strict=True)), dict(zip(asking, found, strict=True))
     return [
-        _make(tree, leaves, bins, own, numbers.get(t, 0), sides.get(t)) if leaves else []
+        _make(tree, leaves, bins, own, depth, numbers.get(t, 0), sides.get(t)) if leaves else []
         for t, (tree, leaves) in enumerate(zip(trees, chosen, strict=True))
     ]
 
@@ -256,7 +276,7 @@ def _routing(tree: Tree, leaves: list[int], own: int) -> Routing:
     return [(tree.best[leaf].feature - own, tree.best[leaf].mask) for leaf in leaves], split_of[tree.node]
 
 
-def _make(tree: Tree, leaves: list[int], bins: U8, own: int, number: int, sides: U8 | None) -> list[Family]:
+def _make(tree: Tree, leaves: list[int], bins: U8, own: int, depth: int, number: int, sides: U8 | None) -> list[Family]:
     """Enter splits into one tree and move its rows.
 
     Args:
@@ -264,6 +284,7 @@ def _make(tree: Tree, leaves: list[int], bins: U8, own: int, number: int, sides:
         leaves: what is split, in the order in which the peer was asked.
         bins: uint8 (F, m), own bins.
         own: number of own features.
+        depth: of leaves that are not split again, so that their rows need not be known.
         number: of the first passive split among them.
         sides: uint8 (m,), 1 for rows at passive splits that go left.
     """
@@ -296,11 +317,21 @@ def _make(tree: Tree, leaves: list[int], bins: U8, own: int, number: int, sides:
         np.array(lefts, np.int32),
         bins,
     )
-    for leaf, left in zip(leaves, lefts, strict=True):
-        rows = tree.rows.pop(leaf)
-        is_left = tree.node[rows] == left
-        tree.rows[left], tree.rows[left + 1] = rows[is_left], rows[~is_left]
+    spread(lambda family: _divide(tree, *family, depth), families)
     return families
+
+
+def _divide(tree: Tree, leaf: int, children: tuple[int, ...], depth: int) -> None:
+    """Training rows and totals of both children."""
+    rows, totals = tree.rows.pop(leaf), tree.totals.pop(leaf)
+    if tree.depth[children[0]] < depth:
+        own = np.empty_like(rows)
+        left_totals = np.zeros_like(totals)
+        count = kernel.divide(rows, tree.node, children[0], tree.values, own, left_totals)
+        for child, part, total in zip(
+            children, (own[:count], own[count:]), (left_totals, totals - left_totals), strict=True
+        ):
+            tree.rows[child], tree.totals[child] = part, total
 
 
 def _child_bounds(bounds: tuple[float, float], split: Candidate) -> tuple[tuple[float, float], tuple[float, float]]:

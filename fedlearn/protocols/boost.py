@@ -37,7 +37,8 @@ from __future__ import annotations
 import hashlib
 import hmac
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
 from itertools import pairwise
 
 import numpy as np
@@ -58,6 +59,7 @@ from fedlearn.v1 import boost_pb2 as pb
 from fedlearn.v1 import matvec_pb2
 
 F64 = NDArray[np.float64]
+I32 = NDArray[np.int32]
 I64 = NDArray[np.int64]
 U8 = NDArray[np.uint8]
 
@@ -328,15 +330,45 @@ class Peer:
     position: I64
     universe: int
     splits: int = 0
+    placed: list[tuple[I32, I32]] = field(default_factory=list)
 
-    def histograms(self, requests: list[Request], nodes: int) -> I64:
-        """Sums over the passive bins, int64 (len(requests), R, V); asks about empty nodes to make up ``nodes``."""
+    @cached_property
+    def in_order(self) -> bool:
+        """Whether the own rows are those of the shared order, in its order."""
+        return np.array_equal(self.position, np.arange(self.universe))
+
+    def ask(self, requests: list[Request], nodes: int) -> Callable[[], I64]:
+        """Ask for sums over the passive bins; empty nodes make up ``nodes`` if the trees' shapes are to be hidden."""
         kinds = 3 if least_size(self.contract) > 1 else 2
         asked = nodes if self.contract.boost.pad_vectors else len(requests)
         if not asked:
-            return np.zeros((0, int(self.features.sizes.sum()), kinds), np.int64)
-        sums = self.querier.ask(_NodeVectors(requests, asked, kinds, self.position, self.universe))
-        return np.ascontiguousarray(sums.reshape(asked, kinds, -1).transpose(0, 2, 1))[: len(requests)]
+            return lambda: np.zeros((0, int(self.features.sizes.sum()), kinds), np.int64)
+        answer = self.querier.ask(self._vectors(requests, asked, kinds))
+        return lambda: np.ascontiguousarray(answer().reshape(asked, kinds, -1).transpose(0, 2, 1))[: len(requests)]
+
+    def _vectors(self, requests: list[Request], nodes: int, kinds: int) -> _NodeVectors:
+        trees = list({id(r.values): r for r in requests}.values())
+        if len(self.placed) != len(trees) or any(
+            a is not r.values for (a, _), r in zip(self.placed, trees, strict=True)
+        ):
+            self.placed = [(r.values, self._place(r.values, 0)) for r in trees]
+        number = {id(r.values): t for t, r in enumerate(trees)}
+        return _NodeVectors(
+            nodes,
+            kinds,
+            _stacked([placed for _, placed in self.placed], (0, kinds, self.universe)),
+            _stacked([self._place(r.node[None], -1)[0] for r in trees], (0, self.universe)),
+            np.array([number[id(r.values)] for r in requests], np.int32),
+            np.array([r.leaf for r in requests], np.int32),
+        )
+
+    def _place(self, values: I32, elsewhere: int) -> I32:
+        """Values of own rows, int32 (V, m), in the shared order, (V, n)."""
+        if self.in_order:
+            return values
+        out = np.full((len(values), self.universe), elsewhere, np.int32)
+        kernel.place(values, self.position, out)
+        return out
 
     def route(self, routings: list[Routing]) -> tuple[list[int], list[U8]]:
         """Name the chosen splits and learn the rows' sides."""
@@ -419,29 +451,30 @@ class Peer:
 
 @dataclass(frozen=True)
 class _NodeVectors:
-    """The vectors of some nodes, made batch by batch: values of the node's rows in shared order, zero elsewhere."""
+    """The vectors of some nodes, made block by block: see :func:`fedlearn.kernels.trees.node_vectors`."""
 
-    requests: list[Request]
     nodes: int
     kinds: int
-    position: I64
-    universe: int
+    values: I32
+    node: I32
+    tree: I32
+    leaf: I32
 
     def __len__(self) -> int:
         return self.nodes * self.kinds
 
-    def __getitem__(self, part: slice) -> NDArray[np.int32]:
-        vectors = range(len(self))[part]
-        out = np.zeros((len(vectors), self.universe), np.int32)
-
-        def one(at: int) -> None:
-            node, kind = divmod(vectors[at], self.kinds)
-            if node < len(self.requests):
-                values, rows = self.requests[node]
-                kernel.fill(values[kind], rows, self.position, out[at])
-
-        spread(one, range(len(vectors)))
+    def __getitem__(self, block: tuple[slice, slice]) -> I32:
+        vectors, places = range(len(self))[block[0]], range(self.node.shape[1])[block[1]]
+        out = np.empty((len(vectors), len(places)), np.int32)
+        kernel.node_vectors(self.values, self.node, self.tree, self.leaf, vectors.start, places.start, out)
         return out
+
+
+def _stacked(arrays: list[I32], empty: tuple[int, ...]) -> I32:
+    """Arrays of one shape as one array, without a copy where there is but one."""
+    if not arrays:
+        return np.zeros(empty, np.int32)
+    return arrays[0][None] if len(arrays) == 1 else np.stack(arrays)
 
 
 def _bitmap(places: I64, universe: int) -> bytes:

@@ -7,7 +7,7 @@ private vectors v. The querier learns M·v; the holder learns how many vectors w
       1. MatvecShape   R, n, bounds       ──►     both compute the same plan, or refuse
       2. lwe:       MatvecHint (rows)     ──►     keeps the hint
          paillier:                        ◄──     MatvecKey (public key)
-      3.                                  ◄──     MatvecQuery   Enc(v_1) … Enc(v_K)
+      3.                                  ◄──     MatvecQuery   Enc(v_1) … Enc(v_K), in pieces
       4. MatvecAnswer  Enc(M·v_1) …       ──►     decodes
          3 and 4 repeat; the holder counts the vectors and stops at the contract's number.
 
@@ -21,8 +21,8 @@ bit.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import numpy as np
@@ -33,8 +33,8 @@ from fedlearn.contract import Contract
 from fedlearn.crypto import lwe, paillier
 from fedlearn.crypto.matrix import Indicator, Matrix
 from fedlearn.errors import BeyondContract, Malformed, OverBudget, WrongLength
-from fedlearn.kernels.lattice import LANES
 from fedlearn.kernels.negacyclic import N
+from fedlearn.kernels.threads import ahead
 from fedlearn.v1 import matvec_pb2 as pb
 
 TABLE = Table(
@@ -53,7 +53,7 @@ TABLE = Table(
             pb.MatvecQuery,
             "querier",
             ("MatvecHint", "MatvecKey", "MatvecQuery", "MatvecAnswer"),
-            Reveals("how many sums are asked for at once; the vectors are encrypted"),
+            Reveals("how many sums are asked for at once; the vectors are encrypted", lambda m: 0 if m.first else 1),
         ),
         Message(
             pb.MatvecAnswer,
@@ -64,8 +64,8 @@ TABLE = Table(
     ),
 )
 
-#: Bytes of ciphertext after which a query is split into several messages, so that both sides work at once.
-_QUERY_BYTES = 6 << 20
+#: Vectors of one query at most.
+_AT_ONCE = 32
 _HINT_BYTES = 8 << 20
 
 
@@ -136,25 +136,29 @@ class Shape:
 
 
 class Vectors(Protocol):
-    """Vectors to ask about: an int32 array (K, n), or something that makes its slices when they are due."""
+    """Vectors to ask about: int32 (K, n), or something that makes a block (vectors, samples) when it is due."""
 
     def __len__(self) -> int: ...
 
-    def __getitem__(self, part: slice, /) -> NDArray[np.int32]: ...
+    def __getitem__(self, block: tuple[slice, slice], /) -> NDArray[np.int32]: ...
+
+
+#: Waits for the answer to a query and decodes it.
+Answer = Callable[[], NDArray[np.int64]]
 
 
 class Querier(Protocol):
     """The querier's end, ready for queries."""
 
-    def ask(self, values: Vectors) -> NDArray[np.int64]:
-        """M·v for K ≥ 1 vectors of length n: exact sums, int64 (K, R)."""
+    def ask(self, values: Vectors) -> Answer:
+        """Send K ≥ 1 vectors of length n. What is returned gives M·v, exact sums, int64 (K, R); call it once."""
 
 
 class Holder(Protocol):
     """The holder's end, ready to answer."""
 
-    def answer(self, query: pb.MatvecQuery) -> None:
-        """Answer one query message.
+    def answer(self, query: pb.MatvecQuery) -> bool:
+        """Take one query message; answer once the query is complete, which is what is returned.
 
         Raises:
             WrongLength, BeyondContract, Malformed: the query is not what both sides agreed.
@@ -241,22 +245,34 @@ class _LweQuerier:
     hint: NDArray[np.uint64]
     plan: lwe.Plan
 
-    def ask(self, values: Vectors) -> NDArray[np.int64]:
-        secrets = []
-        for batch in _batches(values, self.plan.query_bytes):
-            ciphertext, secret = lwe.encrypt(batch, self.public, self.plan)
-            self.channel.send(pb.MatvecQuery(count=len(batch), ciphertext=ciphertext))
-            secrets.append(secret)
-        return np.concatenate([self._decode(secret) for secret in secrets])
+    def ask(self, values: Vectors) -> Answer:
+        asked = [slice(start, start + _AT_ONCE) for start in range(0, len(values), _AT_ONCE)]
+        secrets = [self._send(values, vectors) for vectors in asked]
+        return lambda: np.concatenate([self._decode(secret) for secret in secrets])
+
+    def _send(self, values: Vectors, vectors: slice) -> NDArray[np.int8]:
+        count = len(range(len(values))[vectors])
+        secrets, transforms = lwe.draw_secrets(count)
+        plan = self.plan
+        parts = plan.pieces(count)
+
+        def encrypt(part: range) -> bytes:
+            block = values[vectors, lwe.samples_of(part, plan)]
+            return lwe.encrypt_piece(block, transforms, self.public, plan, part).tobytes()
+
+        for part, ciphertext in zip(parts, ahead(encrypt, parts), strict=True):
+            self.channel.send(pb.MatvecQuery(count=count, first=part.start, ciphertext=ciphertext))
+        return secrets
 
     def _decode(self, secrets: NDArray[np.int8]) -> NDArray[np.int64]:
+        known = lwe.known_part(self.hint, secrets)  # while the holder is at work
         answer = self.channel.receive(pb.MatvecAnswer)
         _check_answer(self.channel, answer, len(secrets), self.plan.rows)
         if len(answer.ciphertext) != 8 * len(secrets) * self.plan.rows:
             raise self.channel.misbehaved(WrongLength, f"sent {len(answer.ciphertext)} bytes of answers")
         self.channel.ledger.add_kl(self.plan.kl_vector * len(secrets))
         try:
-            return lwe.decode(self.hint, secrets, answer.ciphertext, self.plan)
+            return lwe.round_off(known, answer.ciphertext, self.plan)
         except ValueError as error:
             raise self.channel.misbehaved(Malformed, f"sent an answer that does not decode ({error})") from None
 
@@ -268,17 +284,37 @@ class _LweHolder:
     mask: NDArray[np.int8]
     plan: lwe.Plan
     answered: int = 0
+    sums: NDArray[np.uint64] | None = None
+    due: list[range] = field(default_factory=list)
 
-    def answer(self, query: pb.MatvecQuery) -> None:
-        self.answered = _count(self.channel, query, self.answered, self.plan.vectors)
-        if len(query.ciphertext) != query.count * self.plan.query_bytes:
+    def answer(self, query: pb.MatvecQuery) -> bool:
+        if self.sums is None:
+            self.answered = _count(self.channel, query, self.answered, self.plan.vectors)
+            if query.count > _AT_ONCE:
+                raise self.channel.misbehaved(
+                    BeyondContract, f"asked for {query.count} vectors at once, {_AT_ONCE} are allowed"
+                )
+            self.sums, self.due = np.zeros((query.count, self.plan.rows), np.uint64), self.plan.pieces(query.count)
+        part = self.due.pop(0)
+        size = self.plan.width * len(part)
+        if (query.count, query.first) != (len(self.sums), part.start):
             raise self.channel.misbehaved(
                 WrongLength,
-                f"sent {len(query.ciphertext)} bytes for {query.count} vectors of {self.plan.query_bytes} bytes",
+                f"sent words from {query.first} of {query.count} vectors "
+                f"where {part.start} of {len(self.sums)} was due",
             )
-        answer = lwe.respond(self.matrix, self.mask, query.ciphertext, query.count, self.plan)
+        if len(query.ciphertext) != query.count * size:
+            raise self.channel.misbehaved(
+                WrongLength, f"sent {len(query.ciphertext)} bytes for {query.count} vectors of {size} bytes"
+            )
+        lwe.accumulate(self.matrix, self.mask, query.ciphertext, part, self.plan, self.sums)
+        if self.due:
+            return False
+        answer = lwe.answer(self.sums, self.plan)
         self.channel.send(pb.MatvecAnswer(count=query.count, rows=self.plan.rows, ciphertext=answer))
         self.channel.ledger.add_kl(self.plan.kl_vector * query.count)
+        self.sums = None
+        return True
 
 
 # --- paillier: both roles ----------------------------------------------------------------------------
@@ -291,17 +327,18 @@ class _PaillierQuerier:
     terms: Terms
     private: paillier.PrivateKey
 
-    def ask(self, values: Vectors) -> NDArray[np.int64]:
+    def ask(self, values: Vectors) -> Answer:
         slot = _slot_bits(self.shape, self.terms)
-        self.channel.send(
-            pb.MatvecQuery(
-                count=len(values), ciphertext=paillier.encrypt(values[:].astype(np.int64), slot, self.private)
-            )
-        )
+        count, samples = len(values), self.shape.samples
+        whole = values[0:count, 0:samples].astype(np.int64)
+        self.channel.send(pb.MatvecQuery(count=count, ciphertext=paillier.encrypt(whole, slot, self.private)))
+        return lambda: self._decode(count, slot)
+
+    def _decode(self, count: int, slot: int) -> NDArray[np.int64]:
         answer = self.channel.receive(pb.MatvecAnswer)
-        _check_answer(self.channel, answer, len(values), self.shape.rows)
+        _check_answer(self.channel, answer, count, self.shape.rows)
         try:
-            return paillier.decode(answer.ciphertext, self.shape.rows, len(values), slot, self.private)
+            return paillier.decode(answer.ciphertext, self.shape.rows, count, slot, self.private)
         except ValueError as error:
             raise self.channel.misbehaved(Malformed, f"sent an answer that does not decode ({error})") from None
 
@@ -314,8 +351,10 @@ class _PaillierHolder:
     public: paillier.PublicKey
     answered: int = 0
 
-    def answer(self, query: pb.MatvecQuery) -> None:
+    def answer(self, query: pb.MatvecQuery) -> bool:
         self.answered = _count(self.channel, query, self.answered, self.terms.vectors)
+        if query.first:
+            raise self.channel.misbehaved(WrongLength, f"sent words from {query.first} where all were due")
         slot = _slot_bits(Shape.of(self.matrix), self.terms)
         due = paillier.query_bytes(query.count, self.matrix.samples, slot, self.public)
         if len(query.ciphertext) != due:
@@ -332,6 +371,7 @@ class _PaillierHolder:
         except ValueError as error:
             raise self.channel.misbehaved(Malformed, f"sent a bad ciphertext ({error})") from None
         self.channel.send(pb.MatvecAnswer(count=query.count, rows=self.matrix.rows, ciphertext=answer))
+        return True
 
 
 def _slot_bits(shape: Shape, terms: Terms) -> int:
@@ -346,15 +386,6 @@ def _slot_bits(shape: Shape, terms: Terms) -> int:
 
 
 # --- checks shared by the back ends ------------------------------------------------------------------
-
-
-def _batches(values: Vectors, vector_bytes: int) -> Iterator[NDArray[np.int32]]:
-    """Vectors in messages of at most about _QUERY_BYTES; whole groups of LANES where several fit."""
-    size = max(1, _QUERY_BYTES // vector_bytes)
-    if size > LANES:
-        size -= size % LANES
-    for start in range(0, len(values), size):
-        yield values[start : start + size]
 
 
 def _count(channel: Channel, query: pb.MatvecQuery, answered: int, allowed: int) -> int:

@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18\x66\x65\x64learn/v1/matvec.proto\x12\x0b\x66\x65\x64learn.v1\"N\n\x0bMatvecShape\x12\x0c\n\x04rows\x18\x01 \x01(\r\x12\x0f\n\x07samples\x18\x02 \x01(\x04\x12\x0f\n\x07largest\x18\x03 \x01(\x04\x12\x0f\n\x07squares\x18\x04 \x01(\x04\"\x1c\n\tMatvecKey\x12\x0f\n\x07modulus\x18\x01 \x01(\x0c\"9\n\nMatvecHint\x12\r\n\x05\x66irst\x18\x01 \x01(\r\x12\r\n\x05\x63ount\x18\x02 \x01(\r\x12\r\n\x05words\x18\x03 \x01(\x0c\"0\n\x0bMatvecQuery\x12\r\n\x05\x63ount\x18\x01 \x01(\r\x12\x12\n\nciphertext\x18\x02 \x01(\x0c\"?\n\x0cMatvecAnswer\x12\r\n\x05\x63ount\x18\x01 \x01(\r\x12\x0c\n\x04rows\x18\x02 \x01(\r\x12\x12\n\nciphertext\x18\x03 \x01(\x0c\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18\x66\x65\x64learn/v1/matvec.proto\x12\x0b\x66\x65\x64learn.v1\"N\n\x0bMatvecShape\x12\x0c\n\x04rows\x18\x01 \x01(\r\x12\x0f\n\x07samples\x18\x02 \x01(\x04\x12\x0f\n\x07largest\x18\x03 \x01(\x04\x12\x0f\n\x07squares\x18\x04 \x01(\x04\"\x1c\n\tMatvecKey\x12\x0f\n\x07modulus\x18\x01 \x01(\x0c\"9\n\nMatvecHint\x12\r\n\x05\x66irst\x18\x01 \x01(\r\x12\r\n\x05\x63ount\x18\x02 \x01(\r\x12\r\n\x05words\x18\x03 \x01(\x0c\"?\n\x0bMatvecQuery\x12\r\n\x05\x63ount\x18\x01 \x01(\r\x12\x12\n\nciphertext\x18\x02 \x01(\x0c\x12\r\n\x05\x66irst\x18\x03 \x01(\x04\"?\n\x0cMatvecAnswer\x12\r\n\x05\x63ount\x18\x01 \x01(\r\x12\x0c\n\x04rows\x18\x02 \x01(\r\x12\x12\n\nciphertext\x18\x03 \x01(\x0c\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -38,7 +38,7 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_MATVECHINT']._serialized_start=151
   _globals['_MATVECHINT']._serialized_end=208
   _globals['_MATVECQUERY']._serialized_start=210
-  _globals['_MATVECQUERY']._serialized_end=258
-  _globals['_MATVECANSWER']._serialized_start=260
-  _globals['_MATVECANSWER']._serialized_end=323
+  _globals['_MATVECQUERY']._serialized_end=273
+  _globals['_MATVECANSWER']._serialized_start=275
+  _globals['_MATVECANSWER']._serialized_end=338
 # @@protoc_insertion_point(module_scope)

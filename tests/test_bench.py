@@ -1,0 +1,42 @@
+"""The benchmark commands run and say what they promise; their figures are not judged here."""
+
+import json
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+
+
+def bench(*arguments: str) -> dict[str, Any]:
+    done = subprocess.run(
+        [sys.executable, "-m", "fedlearn", "bench", *arguments, "--json"], capture_output=True, text=True, timeout=200
+    )
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)  # type: ignore[no-any-return]
+
+
+@pytest.mark.processes
+@pytest.mark.parametrize("routing", ["bits", "oblivious"])
+def test_boost(routing: str) -> None:
+    size = ("--rows", "3000", "--active-features", "3", "--passive-features", "4", "--trees", "3", "--depth", "3")
+    said = bench("boost", *size, "--routing", routing, "--link", "lan")
+    assert set(said) >= {
+        "seconds_setup", "seconds_per_tree", "xgboost_seconds_per_tree", "ratio_to_xgboost", "bytes_per_tree_active",
+        "bytes_per_tree_passive", "peak_mib_active", "peak_mib_passive", "auc", "auc_xgboost", "kl_nats",
+    }  # fmt: skip
+    assert said["rows"] == 3000
+    assert said["auc"] == pytest.approx(said["auc_xgboost"], abs=0.05)
+    # One vector of gradients and one of hessians for the root and every smaller child: 2·(1 + 1 + 2), of 7 bytes a row.
+    assert said["bytes_per_tree_active"] < 8 * 7 * (3000 + 4096) + 200_000
+    assert 0 < said["kl_nats"] < 2.0**-20
+
+
+@pytest.mark.processes
+def test_matvec() -> None:
+    said = bench(
+        "matvec", "--rows", "5000", "--features", "3", "--vectors", "9", "--repeat", "1", "--paillier-rows", "20"
+    )
+    assert said["exact"]
+    assert said["paillier_ratio"] > 1
+    assert said["seconds_wall"] > 0
