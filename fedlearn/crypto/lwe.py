@@ -24,7 +24,9 @@ from __future__ import annotations
 
 import hashlib
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -183,25 +185,33 @@ def make_hint(matrix: Matrix, public: F64, draws: Draws | None = None) -> tuple[
     hint = np.empty((matrix.rows, N), np.uint64)
     low, high = draws.noise_bits(matrix.rows, N)
 
-    def rows(part: range) -> None:
-        """Errors and masks of some rows, then their sums."""
+    def rows(part: range) -> tuple[F64, U64]:
+        """Errors and transformed masks of some rows."""
         for r in part:
             lattice.noise(low[r], high[r], hint[r])
         transforms = np.empty((len(part), 2, H))
         lattice.transform_small(mask[part.start : part.stop], transforms)
-        out = hint[part.start : part.stop]
-        if isinstance(matrix, Indicator):
-            feature = int(np.searchsorted(matrix.offsets, part.start, "right")) - 1
-            order, starts = lattice.sort_blocks(matrix.bins[feature], int(matrix.sizes[feature]))
-            lattice.hint_indicator(public, order, starts, transforms, out)
-        else:
-            lattice.hint_dense(public, matrix.entries[part.start : part.stop], transforms, out)
+        return transforms, hint[part.start : part.stop]
+
+    def dense(part: range) -> None:
+        lattice.hint_dense(public, entries[part.start : part.stop], *rows(part))
+
+    def feature(f: int) -> None:
+        first, fullest = int(offsets[f]), int(lists.fullest[f])
+        part = range(first, int(offsets[f + 1]))
+        lattice.hint_indicator(
+            public, words, ones, lists.order, lists.starts, first, matrix.rows, fullest - first, *rows(part)
+        )
 
     if isinstance(matrix, Indicator):
-        parts = [range(int(a), int(b)) for a, b in zip(matrix.offsets[:-1], matrix.offsets[1:], strict=True)]
+        offsets, lists = matrix.offsets, matrix.sorted
+        words, ones = np.empty((len(public) - 1, N), np.uint64), np.zeros(N, np.uint64)
+        lattice.reversed_words(public[1:], words)
+        lattice.ones_row(public[1:], matrix.samples, ones)
+        spread(feature, range(len(matrix.sizes)))
     else:
-        parts = ranges(matrix.rows, 4 * CORES)
-    spread(rows, parts)
+        entries = matrix.entries
+        spread(dense, ranges(matrix.rows, 4 * CORES))
     return hint, mask
 
 
@@ -259,7 +269,9 @@ def _planes(raw: NDArray[np.uint8], plan: Plan) -> tuple[NDArray[np.uint32], NDA
     return raw[:first].view(np.uint32), raw[first:second].view(np.uint16), raw[second : second + low]
 
 
-def respond(matrix: Matrix, mask: I8, ciphertext: bytes, count: int, plan: Plan, draws: Draws | None = None) -> bytes:
+def respond(
+    matrix: Matrix, mask: I8, ciphertext: bytes | memoryview, count: int, plan: Plan, draws: Draws | None = None
+) -> bytes:
     """The holder's answer.
 
     Args:
@@ -284,39 +296,36 @@ def respond(matrix: Matrix, mask: I8, ciphertext: bytes, count: int, plan: Plan,
 def _respond_group(matrix: Matrix, mask: I8, group: NDArray[np.uint8], plan: Plan) -> U64:
     """[T | M]·b for up to LANES vectors; uint64 (K, R)."""
     count = len(group)
-    width = min(size for size in lattice.HISTOGRAMS if size >= count)
-    lanes = np.zeros((plan.words, width), np.uint64)
-    for lane in range(count):
-        if plan.width == 8:
-            lanes[:, lane] = group[lane].view(np.uint64)
-        else:
-            lattice.unpack(plan.width, *_planes(group[lane], plan), lane, lanes)
-    answer = np.zeros((count, matrix.rows), np.uint64)
-    head = np.ascontiguousarray(lanes[:N, :count].T)
-    body = lanes[N:]
+    lanes = min(size for size in lattice.SUMS_BY_BIN if size >= count)
 
-    def masked(part: range) -> None:
-        lattice.dots(mask[part.start : part.stop], head, answer[:, part.start : part.stop])
+    def masked(strips: range) -> U64:
+        sums = np.zeros((matrix.rows, lanes), np.uint64)
+        lattice.SUMS_BY_MASK[lanes](group, plan.words, plan.width, mask, strips.start, strips.stop, sums)
+        return sums
 
-    spread(masked, ranges(matrix.rows, 2 * CORES))
+    def binned(blocks: range) -> U64:
+        sums = np.zeros((matrix.rows, lanes), np.uint64)
+        lattice.SUMS_BY_BIN[lanes](
+            group, plan.words, plan.width, lists.order, lists.starts, offsets, lists.fullest,
+            blocks.start, blocks.stop, sums,
+        )  # fmt: skip
+        return sums
+
+    def dense(rows: range) -> U64:
+        sums = np.zeros((matrix.rows, lanes), np.uint64)
+        lattice.dots(entries[rows.start : rows.stop], columns, sums[rows.start : rows.stop].T)
+        return sums
+
+    pieces: list[Callable[[], U64]] = [partial(masked, part) for part in ranges(lattice.STRIPS, CORES)]
     if isinstance(matrix, Indicator):
-        offsets = matrix.offsets
-
-        def feature(f: int) -> None:
-            sums = np.zeros((int(matrix.sizes[f]), width), np.uint64)
-            lattice.HISTOGRAMS[width](matrix.bins[f], body, sums)
-            answer[:, offsets[f] : offsets[f + 1]] += sums[:, :count].T
-
-        spread(feature, range(len(matrix.sizes)))
+        lists, offsets = matrix.sorted, matrix.offsets
+        pieces += [partial(binned, part) for part in ranges(-(-plan.samples // N), 2 * CORES)]
     else:
-        columns = np.ascontiguousarray(body[:, :count].T)
-        entries = matrix.entries
-
-        def dense(part: range) -> None:
-            lattice.dots(entries[part.start : part.stop], columns, answer[:, part.start : part.stop])
-
-        spread(dense, ranges(matrix.rows, 2 * CORES))
-    return answer
+        entries, columns = matrix.entries, np.empty((count, plan.samples), np.uint64)
+        spread(lambda k: lattice.unpack(group[k], plan.words, plan.width, N, columns[k]), range(count))
+        pieces += [partial(dense, part) for part in ranges(matrix.rows, 2 * CORES)]
+    answer: U64 = np.sum(spread(lambda piece: piece(), pieces), axis=0, dtype=np.uint64)
+    return answer[:, :count].T
 
 
 def decode(hint: U64, secrets: I8, answer: bytes, plan: Plan) -> NDArray[np.int64]:
