@@ -46,7 +46,10 @@ _TIMED: list[tuple[Any, dict[str, str]]] = [
 
 @dataclass(frozen=True)
 class Size:
-    """What is measured: samples, features, bins per feature, vectors per round, bits of a value, rounds."""
+    """What is measured: samples, features, bins per feature, vectors per round, bits of a value, rounds.
+
+    ``zeros`` is the share of samples put into bin 0 of a feature, over those that fall there by chance.
+    """
 
     rows: int
     features: int
@@ -54,6 +57,7 @@ class Size:
     vectors: int
     gradient_bits: int
     repeat: int
+    zeros: float = 0.0
 
     @property
     def largest_value(self) -> int:
@@ -97,6 +101,7 @@ def measure(size: Size, paillier_rows: int) -> dict[str, Any]:
 def _matrix(size: Size) -> Indicator:
     generator = np.random.default_rng(1)
     bins = generator.integers(0, size.bins, (size.features, size.rows)).astype(np.uint8)
+    bins[generator.random(bins.shape) < size.zeros] = 0
     return Indicator(bins, np.full(size.features, size.bins, np.int64))
 
 

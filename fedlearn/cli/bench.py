@@ -20,6 +20,7 @@ def matvec(
     vectors: Annotated[int, typer.Option(help="encrypted vectors (32: a tree of depth 5)")] = 32,
     gradient_bits: Annotated[int, typer.Option(help="bits of a value")] = 8,
     repeat: Annotated[int, typer.Option(help="rounds; the median is reported")] = 5,
+    zeros: Annotated[float, typer.Option(min=0, max=1, help="share of samples put into one bin of each feature")] = 0.0,
     paillier_rows: Annotated[int, typer.Option(help="samples of the Paillier yardstick; 0 leaves it out")] = 200,
     as_json: Annotated[bool, typer.Option("--json", help="print JSON")] = False,
 ) -> None:
@@ -29,7 +30,7 @@ def matvec(
     """
     from fedlearn.bench import matvec as bench
 
-    size = bench.Size(rows, features, bins, vectors, gradient_bits, repeat)
+    size = bench.Size(rows, features, bins, vectors, gradient_bits, repeat, zeros)
     result = bench.measure(size, paillier_rows)
     if as_json:
         print(json.dumps(result))

@@ -24,7 +24,9 @@ from __future__ import annotations
 
 import hashlib
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -192,25 +194,33 @@ def make_hint(matrix: Matrix, public: F64, draws: Draws | None = None) -> tuple[
     hint = np.empty((matrix.rows, N), np.uint64)
     low, high = draws.noise_bits(matrix.rows, N)
 
-    def rows(part: range) -> None:
-        """Errors and masks of some rows, then their sums."""
+    def rows(part: range) -> tuple[F64, U64]:
+        """Errors and transformed masks of some rows."""
         for r in part:
             lattice.noise(low[r], high[r], hint[r])
         transforms = np.empty((len(part), 2, H))
         lattice.transform_small(mask[part.start : part.stop], transforms)
-        out = hint[part.start : part.stop]
-        if isinstance(matrix, Indicator):
-            feature = int(np.searchsorted(matrix.offsets, part.start, "right")) - 1
-            order, starts = lattice.sort_blocks(matrix.bins[feature], int(matrix.sizes[feature]))
-            lattice.hint_indicator(public, order, starts, transforms, out)
-        else:
-            lattice.hint_dense(public, matrix.entries[part.start : part.stop], transforms, out)
+        return transforms, hint[part.start : part.stop]
+
+    def dense(part: range) -> None:
+        lattice.hint_dense(public, entries[part.start : part.stop], *rows(part))
+
+    def feature(f: int) -> None:
+        first, fullest = int(offsets[f]), int(lists.fullest[f])
+        part = range(first, int(offsets[f + 1]))
+        lattice.hint_indicator(
+            public, words, ones, lists.order, lists.starts, first, matrix.rows, fullest - first, *rows(part)
+        )
 
     if isinstance(matrix, Indicator):
-        parts = [range(int(a), int(b)) for a, b in zip(matrix.offsets[:-1], matrix.offsets[1:], strict=True)]
+        offsets, lists = matrix.offsets, matrix.sorted
+        words, ones = np.empty((len(public) - 1, N), np.uint64), np.zeros(N, np.uint64)
+        lattice.reversed_words(public[1:], words)
+        lattice.ones_row(public[1:], matrix.samples, ones)
+        spread(feature, range(len(matrix.sizes)))
     else:
-        parts = ranges(matrix.rows, 4 * CORES)
-    spread(rows, parts)
+        entries = matrix.entries
+        spread(dense, ranges(matrix.rows, 4 * CORES))
     return hint, mask
 
 
@@ -262,14 +272,16 @@ def encrypt(values: NDArray[np.int32], public: F64, plan: Plan, draws: Draws | N
     return encrypt_piece(values, transforms, public, plan, range(plan.words), draws).tobytes(), secrets
 
 
-def respond(matrix: Matrix, mask: I8, ciphertext: bytes, count: int, plan: Plan, draws: Draws | None = None) -> bytes:
+def respond(
+    matrix: Matrix, mask: I8, ciphertext: bytes | memoryview, count: int, plan: Plan, draws: Draws | None = None
+) -> bytes:
     """The holder's answer to a query in one piece; see :func:`accumulate` and :func:`answer`."""
     sums = np.zeros((count, matrix.rows), np.uint64)
     accumulate(matrix, mask, ciphertext, range(plan.words), plan, sums)
     return answer(sums, plan, draws)
 
 
-def accumulate(matrix: Matrix, mask: I8, ciphertext: bytes, part: range, plan: Plan, sums: U64) -> None:
+def accumulate(matrix: Matrix, mask: I8, ciphertext: bytes | memoryview, part: range, plan: Plan, sums: U64) -> None:
     """Add one piece's share of [T | M]·b.
 
     Args:
@@ -280,43 +292,51 @@ def accumulate(matrix: Matrix, mask: I8, ciphertext: bytes, part: range, plan: P
         sums: uint64 (K, R), added to. The holder's, and a secret until it is flooded.
     """
     raw = np.frombuffer(ciphertext, np.uint8).reshape(len(sums), plan.width * len(part))
-    for start in range(0, len(sums), lattice.LANES):
-        group = slice(start, start + lattice.LANES)
-        _accumulate_group(matrix, mask, raw[group], part, plan, sums[group])
+    groups = [slice(start, start + lattice.LANES) for start in range(0, len(sums), lattice.LANES)]
+    work = [(group, piece) for group in groups for piece in _group_work(matrix, mask, raw[group], part, plan)]
+    for (group, _), found in zip(work, spread(lambda item: item[1](), work), strict=True):
+        sums[group] += found[:, : len(sums[group])].T
 
 
-def _accumulate_group(matrix: Matrix, mask: I8, group: NDArray[np.uint8], part: range, plan: Plan, sums: U64) -> None:
-    count = len(group)
-    width = min(size for size in lattice.HISTOGRAMS if size >= count)
-    lanes = (np.empty if width == count else np.zeros)((len(part), width), np.uint64)
-    spread(lambda lane: lattice.unpack(group[lane], plan.width, lane, lanes), range(count))
+def _group_work(matrix: Matrix, mask: I8, group: NDArray[np.uint8], part: range, plan: Plan) -> list[Callable[[], U64]]:
+    """What is to be added up for up to LANES vectors: each gives uint64 (R, lanes)."""
+    lanes = min(size for size in lattice.SUMS_BY_BIN if size >= len(group))
+    samples, begin = samples_of(part, plan), 0 if part.start else N
+
+    def masked(strips: range) -> U64:
+        sums = np.zeros((matrix.rows, lanes), np.uint64)
+        lattice.SUMS_BY_MASK[lanes](group, len(part), plan.width, mask, strips.start, strips.stop, sums)
+        return sums
+
+    def binned(blocks: range) -> U64:
+        sums = np.zeros((matrix.rows, lanes), np.uint64)
+        at = begin + blocks.start * N - samples.start
+        lattice.SUMS_BY_BIN[lanes](
+            group, len(part), plan.width, lists.order, lists.starts, offsets, lists.fullest,
+            blocks.start, blocks.stop, at, plan.samples, sums,
+        )  # fmt: skip
+        return sums
+
+    def dense(rows: range) -> U64:
+        sums = np.zeros((matrix.rows, lanes), np.uint64)
+        lattice.dots(np.ascontiguousarray(entries[rows.start : rows.stop]), columns, sums[rows.start : rows.stop].T)
+        return sums
+
+    work: list[Callable[[], U64]] = []
     if part.start == 0:
-        head = np.ascontiguousarray(lanes[:N, :count].T)
-
-        def masked(rows: range) -> None:
-            lattice.dots(mask[rows.start : rows.stop], head, sums[:, rows.start : rows.stop])
-
-        spread(masked, ranges(matrix.rows, 2 * CORES))
-        lanes = lanes[N:]
-    samples = samples_of(part, plan)
+        work += [partial(masked, strips) for strips in ranges(lattice.STRIPS, CORES)]
     if isinstance(matrix, Indicator):
-        offsets = matrix.offsets
-
-        def feature(f: int) -> None:
-            found = np.zeros((int(matrix.sizes[f]), width), np.uint64)
-            lattice.HISTOGRAMS[width](matrix.bins[f, samples], lanes, found)
-            sums[:, offsets[f] : offsets[f + 1]] += found[:, :count].T
-
-        spread(feature, range(len(matrix.sizes)))
-    else:
-        columns = np.ascontiguousarray(lanes[: samples.stop - samples.start, :count].T)
+        lists, offsets = matrix.sorted, matrix.offsets
+        first, last = samples.start // N, -(-samples.stop // N)
+        pieces = ranges(last - first, CORES) if last > first else []
+        work += [partial(binned, range(first + piece.start, first + piece.stop)) for piece in pieces]
+    elif samples.stop > samples.start:
         entries = matrix.entries[:, samples]
-
-        def dense(rows: range) -> None:
-            piece = np.ascontiguousarray(entries[rows.start : rows.stop])
-            lattice.dots(piece, columns, sums[:, rows.start : rows.stop])
-
-        spread(dense, ranges(matrix.rows, 2 * CORES))
+        columns = np.empty((len(group), samples.stop - samples.start), np.uint64)
+        for packed, column in zip(group, columns, strict=True):
+            lattice.unpack(packed, len(part), plan.width, begin, column)
+        work += [partial(dense, rows) for rows in ranges(matrix.rows, 2 * CORES)]
+    return work
 
 
 def answer(sums: U64, plan: Plan, draws: Draws | None = None) -> bytes:

@@ -9,14 +9,17 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+from llvmlite import ir
 from numba import njit, types
+from numba.core import cgutils
 from numba.extending import intrinsic
 from numpy.typing import NDArray
 
-from fedlearn.kernels.negacyclic import _FLAGS, F64, U64, H, N, inverse, transform
+from fedlearn.kernels.negacyclic import _FLAGS, F64, U64, H, N, _transpose8, inverse, transform
 
 I8 = NDArray[np.int8]
 U8 = NDArray[np.uint8]
+U16 = NDArray[np.uint16]
 I32 = NDArray[np.int32]
 I64 = NDArray[np.int64]
 
@@ -25,6 +28,9 @@ I64 = NDArray[np.int64]
 # size; at these numbers it is below 0.01 and 0.2.
 _FLUSH = 64
 _FLUSH_DENSE = 4
+
+# A bin's samples in one block are added one by one up to this number; beyond it a transform is cheaper.
+_FEW = 8
 
 #: Vectors that share one pass over the holder's bins: eight words fill a 512-bit register.
 LANES = 8
@@ -115,52 +121,120 @@ def _flush(sums: F64, work: F64, out: U64) -> None:
 
 
 @njit(**_FLAGS)
-def sort_blocks(bins: U8, count: int) -> tuple[I32, I32]:
-    """Samples of one feature ordered by (block, bin).
-
-    Args:
-        bins: uint8 (n,), one feature.
-        count: number of bins.
-
-    Returns:
-        order: int32 (n,), positions within their block; and starts: int32 (B, count + 1) into ``order``.
-    """
-    samples = bins.shape[0]
-    blocks = (samples + N - 1) // N
-    order = np.empty(samples, np.int32)
-    starts = np.zeros((blocks, count + 1), np.int32)
-    fill = np.empty(count, np.int32)
-    for b in range(blocks):
-        begin, end = b * N, min((b + 1) * N, samples)
-        for i in range(begin, end):
-            starts[b, bins[i] + 1] += 1
-        starts[b, 0] = begin
-        for v in range(count):
-            starts[b, v + 1] += starts[b, v]
-            fill[v] = starts[b, v]
-        for i in range(begin, end):
-            order[fill[bins[i]]] = i - begin
-            fill[bins[i]] += 1
-    return order, starts
+def count_blocks(bins: U8, out: I64) -> None:
+    """Samples of one feature by (block, bin). Args: bins uint8 (n,); out int64 (B, bins), zero on entry."""
+    for i in range(bins.shape[0]):
+        out[i // N, bins[i]] += 1
 
 
 @njit(**_FLAGS)
-def hint_indicator(public: F64, order: I32, starts: I32, masks: F64, out: U64) -> None:
+def sort_blocks(bins: U8, left_out: int, fill: I64, order: U16) -> None:
+    """Samples of one feature ordered by (block, bin).
+
+    Args:
+        bins: uint8 (n,).
+        left_out: the bin whose samples are not listed.
+        fill: int64 (B, bins), where in ``order`` each block and bin starts; overwritten (where it stops).
+        order: uint16, receives positions within their block.
+    """
+    for i in range(bins.shape[0]):
+        v = bins[i]
+        if v != left_out:
+            order[fill[i // N, v]] = i % N
+            fill[i // N, v] += 1
+
+
+@njit(**_FLAGS)
+def reversed_words(public: F64, out: U64) -> None:
+    """The words behind transforms of public elements, last coefficient first.
+
+    Args:
+        public: float64 (B, 2, 2, H), from :func:`transform_public`.
+        out: uint64 (B, N).
+    """
+    work, words = np.empty((6, H)), np.empty(N, np.uint64)
+    for b in range(public.shape[0]):
+        for limb in range(2):
+            work[4], work[5] = public[b, limb, 0], public[b, limb, 1]
+            inverse(work[4], work[5], work[2 * limb], work[2 * limb + 1])
+        words[:] = 0
+        _round_into(work[0], work[1], work[2], work[3], words)
+        out[b] = words[::-1]
+
+
+@njit(**_FLAGS)
+def _add_sample(words: U64, at: int, out: U64) -> None:
+    """out += the public row of the sample at place ``at`` of a block whose element is ``words``, last word first."""
+    head, tail, end = out[: at + 1], out[at + 1 :], words[N - 1 - at :]
+    for j in range(head.shape[0]):
+        head[j] += end[j]
+    for j in range(tail.shape[0]):
+        tail[j] -= words[j]
+
+
+@njit(**_FLAGS)
+def ones_row(public: F64, samples: int, out: U64) -> None:
+    """The sum of the public rows of all samples, added to ``out``, uint64 (N,). No mask's element in ``public``."""
+    sums, work, ones = np.zeros((4, H)), np.empty((4, H)), np.empty((2, H))
+    re, im = np.empty(H), np.empty(H)
+    for b in range(public.shape[0]):
+        count = min(N, samples - b * N)
+        if b == 0 or count < N:  # the first block's serves all that are whole
+            for j in range(H):
+                re[j], im[j] = np.float64(j < count), np.float64(j + H < count)
+            transform(re, im, ones[0], ones[1])
+        _correlate(public[b], ones[0], ones[1], sums)
+        if b % _FLUSH == _FLUSH - 1:
+            _flush(sums, work, out)
+    _flush(sums, work, out)
+
+
+@njit(**_FLAGS)
+def hint_indicator(
+    public: F64,
+    words: U64,
+    ones: U64,
+    order: U16,
+    starts: I64,
+    first: int,
+    rows: int,
+    fullest: int,
+    masks: F64,
+    out: U64,
+) -> None:
     """Hint rows of one feature: for each bin, the sum of the public rows of its samples, plus the mask's.
+
+    The fullest bin's row is the row of ones less the other bins' rows. All are integers modulo 2^64 by then, so
+    nothing is lost. What the mask adds is still in those rows, so the sum of all masks takes its place: a polynomial
+    of up to 256 ternary ones, which is rounded more safely than rows of integers up to 255.
 
     Args:
         public: float64 (1 + B, 2, 2, H); the first element is the mask's.
-        order, starts: from :func:`sort_blocks`.
+        words: uint64 (B, N), from :func:`reversed_words`, without the mask's element.
+        ones: uint64 (N,), from :func:`ones_row`.
+        order, starts: of :class:`fedlearn.crypto.matrix.Sorted`.
+        first: the matrix's row of the feature's first bin.
+        rows: number of rows R of the whole matrix.
+        fullest: the bin that is not in the lists.
         masks: float64 (bins, 2, H), transforms of each row's secret mask.
         out: uint64 (bins, N); holds the errors on entry, the hint on return.
     """
-    blocks = starts.shape[0]
     sums, work = np.zeros((4, H)), np.empty((4, H))
     re, im = np.empty(H), np.empty(H)
+    all_masks, rest = np.zeros((2, H)), ones.copy()
     for v in range(out.shape[0]):
-        for b in range(blocks):
-            begin, end = starts[b, v], starts[b, v + 1]
-            if begin < end:
+        all_masks += masks[v]
+        if v == fullest:
+            continue
+        row = out[v]
+        rest += row
+        for b in range(words.shape[0]):
+            place = b * rows + first + v
+            begin, end = starts[place], starts[place + 1]
+            if end - begin <= _FEW:
+                for i in range(begin, end):
+                    _add_sample(words[b], np.int64(order[i]), row)
+            else:
                 re[:] = 0.0
                 im[:] = 0.0
                 for i in range(begin, end):
@@ -172,9 +246,13 @@ def hint_indicator(public: F64, order: I32, starts: I32, masks: F64, out: U64) -
                 transform(re, im, work[0], work[1])
                 _correlate(public[1 + b], work[0], work[1], sums)
             if b % _FLUSH == _FLUSH - 1:
-                _flush(sums, work, out[v])
+                _flush(sums, work, row)
         _correlate(public[0], masks[v, 0], masks[v, 1], sums)
-        _flush(sums, work, out[v])
+        _flush(sums, work, row)
+        rest -= row
+    _correlate(public[0], all_masks[0], all_masks[1], sums)
+    _flush(sums, work, rest)
+    out[fullest] += rest
 
 
 @njit(**_FLAGS)
@@ -210,20 +288,221 @@ def dots(rows: Any, columns: Any, out: U64) -> None:
             out[k, r] += total
 
 
-def _histogram(lanes: int) -> Any:
+# --- the holder's answer: words of several vectors side by side, one lane each ------------------------
+
+
+# Typed Any: type checkers do not know that an intrinsic is called without its first argument.
+_with_literals: Any = intrinsic(prefer_literal=True)
+
+
+@_with_literals
+def _load(typing_context: Any, raw: Any, at: Any, bits: Any) -> Any:
+    """The little-endian word of 8, 16 or 32 bits (a literal) at any byte of a uint8 array, as uint64."""
+    size = bits.literal_value
+
+    def emit(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        data = context.make_array(signature.args[0])(context, builder, arguments[0]).data
+        place = builder.bitcast(builder.gep(data, [arguments[1]]), ir.IntType(size).as_pointer())
+        return builder.zext(builder.load(place, align=1), ir.IntType(64))
+
+    return types.uint64(raw, types.int64, bits), emit
+
+
+@njit(**_FLAGS)
+def unpack(raw: U8, words: int, width: int, first: int, out: U64) -> None:
+    """The inverse of :func:`pack` for a stretch of one vector.
+
+    Args:
+        raw: uint8 (width·words,), a packed vector or a piece of one.
+        words: its words.
+        width: bytes of a word on the wire, 4 to 8.
+        first: the first word wanted.
+        out: uint64 (m,), receives words first to first + m.
+    """
+    middle = 4 * words + 2 * first
+    low = (6 if width == 7 else 4) * words + first
+    if width == 8:
+        for i in range(out.shape[0]):
+            at = 8 * (first + i)
+            out[i] = (_load(raw, at + 4, 32) << np.uint64(32)) | _load(raw, at, 32)
+    elif width == 7:
+        for i in range(out.shape[0]):
+            out[i] = (
+                (_load(raw, 4 * (first + i), 32) << np.uint64(32))
+                | (_load(raw, middle + 2 * i, 16) << np.uint64(16))
+                | (_load(raw, low + i, 8) << np.uint64(8))
+            )
+    elif width == 6:
+        for i in range(out.shape[0]):
+            out[i] = (_load(raw, 4 * (first + i), 32) << np.uint64(32)) | (
+                _load(raw, middle + 2 * i, 16) << np.uint64(16)
+            )
+    elif width == 5:
+        for i in range(out.shape[0]):
+            out[i] = (_load(raw, 4 * (first + i), 32) << np.uint64(32)) | (_load(raw, low + i, 8) << np.uint64(24))
+    else:
+        for i in range(out.shape[0]):
+            out[i] = _load(raw, 4 * (first + i), 32) << np.uint64(32)
+
+
+def _row(context: Any, builder: Any, signature: Any, arguments: Any, array: int, index: Any, lanes: int) -> Any:
+    """Pointer to a row of ``lanes`` words, as one vector, of the array that is argument ``array``."""
+    data = context.make_array(signature.args[array])(context, builder, arguments[array]).data
+    vector = ir.VectorType(ir.IntType(64), lanes)
+    return builder.bitcast(builder.gep(data, [builder.mul(index, index.type(lanes))]), vector.as_pointer())
+
+
+@_with_literals
+def _gather(
+    typing_context: Any, target: Any, at: Any, source: Any, order: Any, start: Any, stop: Any, lanes: Any
+) -> Any:
+    """target[at] += Σ source[order[i]] for i from start to stop; rows of ``lanes`` words (a literal).
+
+    Left to itself LLVM must expect the sums to overlap the words, and adds word by word at three times the cost.
+    """
+    width = lanes.literal_value
+
+    def emit(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        picks = context.make_array(signature.args[3])(context, builder, arguments[3]).data
+        out = _row(context, builder, signature, arguments, 0, arguments[1], width)
+        total = cgutils.alloca_once_value(builder, builder.load(out, align=8))  # type: ignore[no-untyped-call]
+        start, stop = arguments[4], arguments[5]
+        with cgutils.for_range_slice(builder, start, stop, start.type(1), start.type) as (i, _):
+            pick = builder.zext(builder.load(builder.gep(picks, [i])), start.type)
+            found = builder.load(_row(context, builder, signature, arguments, 2, pick, width), align=8)
+            builder.store(builder.add(builder.load(total), found), total)
+        builder.store(builder.load(total), out, align=8)
+        return context.get_dummy_value()
+
+    return types.void(target, types.int64, source, order, types.int64, types.int64, lanes), emit
+
+
+@_with_literals
+def _set_sum(typing_context: Any, target: Any, at: Any, left: Any, i: Any, right: Any, j: Any, lanes: Any) -> Any:
+    """target[at] = left[i] + right[j]; rows of ``lanes`` words (a literal)."""
+    width = lanes.literal_value
+
+    def emit(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        a, b = (
+            builder.load(_row(context, builder, signature, arguments, k, arguments[k + 1], width), align=8)
+            for k in (2, 4)
+        )
+        out = _row(context, builder, signature, arguments, 0, arguments[1], width)
+        builder.store(builder.add(a, b), out, align=8)
+        return context.get_dummy_value()
+
+    return types.void(target, types.int64, left, types.int64, right, types.int64, lanes), emit
+
+
+@njit(**_FLAGS)
+def _side_by_side(raw: U8, words: int, width: int, first: int, rows: U64, out: U64) -> None:
+    """out[i, k] = word first + i of vector k; ``rows`` is scratch (lanes, m), zero in lanes that have no vector."""
+    count, lanes = out.shape
+    for k in range(raw.shape[0]):
+        unpack(raw[k], words, width, first, rows[k, :count])
+    done = 0
+    if lanes == LANES:
+        done = count - count % 8
+        source, target = rows.reshape(-1).view(np.float64), out.reshape(-1).view(np.float64)
+        for i in range(0, done, 8):
+            _transpose8(target, 8 * i, 8, source, i, rows.shape[1])  # type: ignore[call-arg]
+    for i in range(done, count):
+        for k in range(lanes):
+            out[i, k] = rows[k, i]
+
+
+# Columns of the mask are taken in strips of _STRIP; each four of a strip, _QUARTER apart, are the digits of a number
+# below 3^4 = 81 that picks from a table of their possible sums ("four Russians": Arlazarov et al., 1970). _TABLES such
+# tables fit the first-level cache, the picks of _CHUNK rows the second.
+_STRIP, _QUARTER, _TABLES, _CHUNK = 256, 64, 4, 512
+#: Strips of a mask row.
+STRIPS = N // _STRIP
+
+
+@njit(**_FLAGS)
+def _picks(mask: I8, first: int, out: U16) -> None:
+    """Places in the tables for the strip from column ``first``: mask int8 (R, N), out uint16 (R·_QUARTER,)."""
+    for r in range(mask.shape[0]):
+        row = mask[r, first : first + _STRIP]
+        for j in range(_QUARTER):
+            low = np.int16(row[j]) + np.int16(3) * np.int16(row[j + _QUARTER])
+            high = np.int16(row[j + 2 * _QUARTER]) + np.int16(3) * np.int16(row[j + 3 * _QUARTER])
+            out[r * _QUARTER + j] = np.uint16(np.int16(40 + 81 * (j % _TABLES)) + low + np.int16(9) * high)
+
+
+def _lane_kernels(lanes: int) -> tuple[Any, Any]:
     @njit(**_FLAGS)
-    def histogram(bins: U8, words: U64, out: U64) -> None:
-        for i in range(bins.shape[0]):
-            v = bins[i]
+    def sums_by_bin(
+        raw: U8,
+        words: int,
+        width: int,
+        order: U16,
+        starts: I64,
+        offsets: I64,
+        fullest: I64,
+        first: int,
+        last: int,
+        at: int,
+        samples: int,
+        out: U64,
+    ) -> None:
+        """Sums of words by bin over blocks first to last. See SUMS_BY_BIN."""
+        height = out.shape[0]
+        rows, body = np.zeros((lanes, N + 8), np.uint64), np.empty((N, lanes), np.uint64)
+        total = np.zeros(lanes, np.uint64)
+        for b in range(first, last):
+            block = body[: min(N, samples - b * N)]
+            _side_by_side(raw, words, width, at + (b - first) * N, rows, block)
             for lane in range(lanes):
-                out[v, lane] += words[i, lane]
+                total[lane] += rows[lane, : block.shape[0]].sum()
+            for r in range(height):
+                _gather(out, r, block, order, starts[b * height + r], starts[b * height + r + 1], lanes)
+        for f in range(fullest.shape[0]):
+            for lane in range(lanes):
+                rest = np.uint64(0)
+                for r in range(offsets[f], offsets[f + 1]):
+                    rest += out[r, lane]
+                out[fullest[f], lane] = total[lane] - rest
 
-    return histogram
+    @njit(**_FLAGS)
+    def sums_by_mask(raw: U8, words: int, width: int, mask: I8, first: int, last: int, out: U64) -> None:
+        """Products with the mask's strips first to last. See SUMS_BY_MASK."""
+        rows, head = np.zeros((lanes, _STRIP + 8), np.uint64), np.empty((_STRIP, lanes), np.uint64)
+        table = np.empty((_TABLES * 81, lanes), np.uint64)
+        picks = np.empty(_CHUNK * _QUARTER, np.uint16)
+        for strip in range(first, last):
+            _side_by_side(raw, words, width, strip * _STRIP, rows, head)
+            for top in range(0, mask.shape[0], _CHUNK):
+                height = min(_CHUNK, mask.shape[0] - top)
+                _picks(mask[top : top + height], strip * _STRIP, picks)
+                for j in range(0, _QUARTER, _TABLES):
+                    for t in range(_TABLES):
+                        base = 81 * t
+                        for lane in range(lanes):
+                            table[base, lane] = np.uint64(0)
+                            for digit in range(4):
+                                table[base, lane] -= head[j + t + digit * _QUARTER, lane]
+                        power = 1
+                        for digit in range(4):
+                            for at in range(base + power, base + 3 * power):
+                                _set_sum(table, at, table, at - power, head, j + t + digit * _QUARTER, lanes)
+                            power *= 3
+                    for r in range(height):
+                        at = r * _QUARTER + j
+                        _gather(out, top + r, table, picks, at, at + _TABLES, lanes)
+
+    return sums_by_bin, sums_by_mask
 
 
-#: Sums of words by bin for one feature and 1, 2, 4 or LANES vectors at once, by their number. Arguments: bins uint8
-#: (n,); words uint64 (n, lanes); out uint64 (bins, lanes), added to.
-HISTOGRAMS = {lanes: _histogram(lanes) for lanes in (1, 2, 4, LANES)}
+_LANE_KERNELS = {lanes: _lane_kernels(lanes) for lanes in (1, 2, 4, LANES)}
+#: Sums of words by bin for up to 1, 2, 4 or LANES vectors at once, by that number. Arguments: raw uint8 (K, bytes),
+#: packed ciphertexts; words and bytes per word (int); order, starts, offsets and fullest of
+#: :class:`fedlearn.crypto.matrix.Sorted`; first and last block of samples, where the first one's words start, number of
+#: samples in all (int); out uint64 (R, lanes), zero on entry.
+SUMS_BY_BIN = {lanes: kernels[0] for lanes, kernels in _LANE_KERNELS.items()}
+#: Products of the mask with the first N words. Arguments as there: raw, words and bytes per word; mask int8 (R, N),
+#: ternary; first and last strip of columns (int); out uint64 (R, lanes), added to.
+SUMS_BY_MASK = {lanes: kernels[1] for lanes, kernels in _LANE_KERNELS.items()}
 
 
 @njit(**_FLAGS)
@@ -321,38 +600,6 @@ def encrypt(
             pack(words[:here], width, out[k], b * N)
 
 
-@njit(**_FLAGS)
-def unpack(raw: U8, width: int, lane: int, out: U64) -> None:
-    """The inverse of :func:`pack` for one vector, uint8 (width·m,), written to one lane of uint64 (m, lanes)."""
-    count = raw.shape[0] // width
-    if width == 8:
-        words = raw.view(np.uint64)
-        for i in range(count):
-            out[i, lane] = words[i]
-        return
-    top = raw[: 4 * count].view(np.uint32)
-    if width == 7:
-        middle, low = raw[4 * count : 6 * count].view(np.uint16), raw[6 * count :]
-        for i in range(count):
-            out[i, lane] = (
-                (np.uint64(top[i]) << np.uint64(32))
-                | (np.uint64(middle[i]) << np.uint64(16))
-                | (np.uint64(low[i]) << np.uint64(8))
-            )
-    elif width == 6:
-        middle = raw[4 * count :].view(np.uint16)
-        for i in range(count):
-            out[i, lane] = (np.uint64(top[i]) << np.uint64(32)) | (np.uint64(middle[i]) << np.uint64(16))
-    elif width == 5:
-        low = raw[4 * count :]
-        for i in range(count):
-            out[i, lane] = (np.uint64(top[i]) << np.uint64(32)) | (np.uint64(low[i]) << np.uint64(24))
-    else:
-        for i in range(count):
-            out[i, lane] = np.uint64(top[i]) << np.uint64(32)
-
-
-@njit(**_FLAGS)
 def noise(low: NDArray[np.uint32], high: U8, out: U64) -> None:
     """Centred binomial words from 40 random bits each: all arrays (m,)."""
     for i in range(out.shape[0]):

@@ -127,16 +127,42 @@ def leaf_sums(node: I32, rows: I64, gradient: F64, hessian: F64, sums: F64, size
 @njit(**_FLAGS)
 def _histogram(bins: U8, values: I32, rows: I64, out: I64) -> None:
     """out[bin, k] += values[k, i] over some rows of one feature; out int64 (bins, V)."""
-    count = values.shape[0]
-    if count == 2:  # the common case, unrolled
-        for i in rows:
-            b = bins[i]
-            out[b, 0] += values[0, i]
-            out[b, 1] += values[1, i]
-    else:
-        for i in rows:
-            for k in range(count):
-                out[bins[i], k] += values[k, i]
+    for i in rows:
+        for k in range(values.shape[0]):
+            out[bins[i], k] += values[k, i]
+
+
+@njit(**_FLAGS)
+def _pack_pairs(values: I32, rows: I64, out: I64) -> bool:
+    """Both values of each row in one word, the first shifted by 32; False if their sums may not fit 32 bits."""
+    largest = np.int64(0)
+    for k in range(rows.shape[0]):
+        first, second = np.int64(values[0, rows[k]]), np.int64(values[1, rows[k]])
+        out[k] = (first << 32) + second
+        largest = max(largest, abs(first), abs(second))
+    return bool(largest * rows.shape[0] < 2**31)
+
+
+@njit(**_FLAGS)
+def _histogram_of_pairs(bins: U8, pairs: I64, rows: I64, out: I64) -> None:
+    """As :func:`_histogram` for pairs, into four histograms by turns.
+
+    An addition to the bin just added to waits for that one; where most rows are in one bin, they all would.
+    """
+    sums = np.zeros((out.shape[0], 4), np.int64)
+    whole = rows.shape[0] // 4 * 4
+    for k in range(0, whole, 4):
+        sums[bins[rows[k]], 0] += pairs[k]
+        sums[bins[rows[k + 1]], 1] += pairs[k + 1]
+        sums[bins[rows[k + 2]], 2] += pairs[k + 2]
+        sums[bins[rows[k + 3]], 3] += pairs[k + 3]
+    for k in range(whole, rows.shape[0]):
+        sums[bins[rows[k]], 0] += pairs[k]
+    for b in range(out.shape[0]):
+        total = sums[b].sum()
+        second = np.int64(np.int32(total))
+        out[b, 0] += (total - second) >> 32
+        out[b, 1] += second
 
 
 def histograms(bins: U8, sizes: I64, requests: list[tuple[I32, I64]]) -> I64:
@@ -153,10 +179,21 @@ def histograms(bins: U8, sizes: I64, requests: list[tuple[I32, I64]]) -> I64:
     offsets = np.concatenate([[0], np.cumsum(sizes)])
     out = np.zeros((len(requests), int(offsets[-1]), len(requests[0][0])), np.int64)
 
+    def packed(request: tuple[I32, I64]) -> I64 | None:
+        values, rows = request
+        pairs = np.empty(len(rows), np.int64)
+        return pairs if len(values) == 2 and _pack_pairs(values, rows, pairs) else None
+
+    every = spread(packed, requests)
+
     def features(part: range) -> None:
-        for (values, rows), sums in zip(requests, out, strict=True):
+        for (values, rows), pairs, sums in zip(requests, every, out, strict=True):
             for f in part:
-                _histogram(bins[f], values, rows, sums[offsets[f] : offsets[f + 1]])
+                own = sums[offsets[f] : offsets[f + 1]]
+                if pairs is None:
+                    _histogram(bins[f], values, rows, own)
+                else:
+                    _histogram_of_pairs(bins[f], pairs, rows, own)
 
     spread(features, ranges(len(sizes), CORES))
     return out
