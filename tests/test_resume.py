@@ -1,4 +1,4 @@
-"""Training that breaks off and goes on, and training that goes on from an earlier model: the same model as in one go."""
+"""Training that breaks off and goes on, and training that goes on from an earlier model: the model of one go."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from fedlearn.cli.main import run as command_line
 from fedlearn.crypto.draws import Draws
 from fedlearn.errors import (
     BeyondContract,
@@ -231,7 +232,7 @@ def vectors_asked(sides: Sides, **attempt: Any) -> int:
     counted: list[int] = []
     try:
         sides.attempt(watch=lambda query: counted.append(query.count), **attempt)
-    except Exception:  # noqa: BLE001  (that it breaks is the point)
+    except Exception:  # that it breaks is the point
         return sum(counted)
     raise AssertionError("it did not break")
 
@@ -577,19 +578,17 @@ def trained(pair: Pair, *more: str) -> dict[str, Any]:
 
 
 @pytest.mark.processes
-@pytest.mark.parametrize("routing", ["oblivious", "bits"])
-def test_killed_and_resumed(tmp_path: Path, keyring: Path, routing: str) -> None:
+def test_killed_and_resumed(tmp_path: Path, keyring: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """First the active side is killed, then, in the resumed run, the passive one; then it comes to its end."""
-    settings = LONG | {"routing": routing}
-    whole = make_pair(tmp_path / "whole", keyring, **settings)
+    whole = make_pair(tmp_path / "whole", keyring, **LONG)
     in_one_go = trained(whole)
-    pair = make_pair(tmp_path / "broken", keyring, **settings)
+    pair = make_pair(tmp_path / "broken", keyring, **LONG)
     kill_amid(pair, "bank", 3)
     kill_amid(pair, "platform", 8, "--resume")
 
-    for party, ended in pair.run("train").items():
-        assert ended.code == OutputExists.exit_code, ended
-        assert "holds training that has not ended: use --resume on both sides" in ended.err, party
+    for party in MODULES:
+        assert command_line(pair.arguments(party, "train")) == OutputExists.exit_code
+        assert "holds training that has not ended: use --resume on both sides" in capsys.readouterr().err
 
     said = trained(pair, "--resume")
     assert models(pair) == models(whole)
@@ -605,11 +604,11 @@ def test_killed_and_resumed(tmp_path: Path, keyring: Path, routing: str) -> None
 
 
 @pytest.mark.processes
-def test_both_must_resume_with_what_they_had(tmp_path: Path, keyring: Path) -> None:
+def test_both_must_resume_with_what_they_had(tmp_path: Path, keyring: Path, capsys: pytest.CaptureFixture[str]) -> None:
     pair = make_pair(tmp_path, keyring, **LONG)
-    for ended in pair.run("train", "--resume").values():
-        assert ended.code == WrongCheckpoint.exit_code
-        assert "there is no checkpoint to resume from" in ended.err
+    for party in MODULES:
+        assert command_line(pair.arguments(party, "train", "--resume")) == WrongCheckpoint.exit_code
+        assert "there is no checkpoint to resume from" in capsys.readouterr().err
     kill_amid(pair, "bank", 2)
 
     head(pair, "platform").parent.rename(tmp_path / "kept")
@@ -626,22 +625,20 @@ def test_both_must_resume_with_what_they_had(tmp_path: Path, keyring: Path) -> N
 
     rows = pair.rows["platform"]
     write_csv(pair.folder / "platform" / "table.csv", [*rows[1:], rows[0] | {"visits": "1"}])
-    with pair.one("platform", *pair.arguments("platform", "train", "--resume")) as platform:
-        one = platform.wait()
-    assert one.code == WrongCheckpoint.exit_code
-    assert "made with another table than this side has now" in one.err
+    assert command_line(pair.arguments("platform", "train", "--resume")) == WrongCheckpoint.exit_code
+    assert "made with another table than this side has now" in capsys.readouterr().err
 
 
 @pytest.mark.processes
-def test_more_trees_for_new_customers(tmp_path: Path, keyring: Path) -> None:
+def test_more_trees_for_new_customers(tmp_path: Path, keyring: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Ten trees on some customers; the same pair grows to fourteen on all of them, and scores."""
     pair = make_pair(tmp_path, keyring, trees=10, depth=3, routing="oblivious")
     first = trained(pair)
     for party, rows in tables(seed=11, shared=300, only=20).items():
         write_csv(pair.folder / party / "table.csv", rows)
-    refused = pair.run("train", "--from", "results/model", "--out", "more")
-    assert refused["bank"].code == WrongModel.exit_code
-    assert "has 10 rounds and cannot grow to the contract's 10" in refused["bank"].err
+    first_model = str(pair.output("bank") / "model")
+    assert command_line(pair.arguments("bank", "train", "--from", first_model, "--out", "x")) == WrongModel.exit_code
+    assert "has 10 rounds and cannot grow to the contract's 10" in capsys.readouterr().err
 
     pair.contract["boost"] |= {"trees": 14, "learning_rate": 0.1}
     pair.rows = tables(seed=11, shared=300, only=20)
@@ -656,22 +653,17 @@ def test_more_trees_for_new_customers(tmp_path: Path, keyring: Path) -> None:
     scored = {party: ended.result for party, ended in pair.run("predict", "--model", "more").items()}
     assert scored["bank"]["rows_scored"] == 300
 
-    with (
-        pair.one("bank", *pair.arguments("bank", "train", "--from", "more", "--out", "x")) as bank,
-        pair.one("platform", *pair.arguments("platform", "train", "--from", "results/model", "--out", "x")) as platform,
+    for change, error, words in (
+        ({"trees": 20, "bins": 9}, WrongModel, "was trained with another bins than"),
+        ({"bins": 8, "folds": 2}, NotInContract, "cannot go on from an earlier model with [boost] folds"),
+        ({"folds": 0, "forest": "random"}, NotInContract, "or with a random forest"),
     ):
-        assert bank.wait().code == WrongModel.exit_code  # no round left to add
-        platform.signal(signal.SIGTERM)
-        platform.wait()
-    pair.contract["boost"] |= {"trees": 20, "bins": 9}
-    pair.write()
-    for ended in pair.run("train", "--from", "more", "--out", "x").values():
-        assert ended.code == WrongModel.exit_code
-        assert "was trained with another bins than" in ended.err
-    pair.contract["boost"] |= {"bins": 8, "folds": 2}
-    pair.write()
-    for ended in pair.run("train", "--from", "more", "--out", "x").values():
-        assert ended.code == NotInContract.exit_code
+        pair.contract["boost"] |= change
+        pair.write()
+        for party in MODULES:
+            more = str(pair.folder / party / "more")
+            assert command_line(pair.arguments(party, "train", "--from", more, "--out", "x")) == error.exit_code
+            assert words in capsys.readouterr().err
 
 
 @pytest.mark.processes

@@ -620,7 +620,11 @@ def _bitmap(places: I64, universe: int) -> bytes:
     return np.packbits(flags, bitorder="little").tobytes()
 
 
-def _open_peer(channel: Channel, contract: Contract, data: ActiveData, start: Start, earlier: int) -> Peer:
+def _open_peer(
+    channel: Channel, contract: Contract, data: ActiveData, start: Start | None = None, earlier: int = 0
+) -> Peer:
+    """The peer, set up to go on from ``start``, with ``earlier`` splits of an earlier model to replay."""
+    start = start or Start()
     boost, agreed = contract.boost, terms(contract, start)
     told = channel.receive(pb.BoostFeatures)
     sizes = np.array(told.bins, np.int64)
