@@ -198,9 +198,11 @@ def test_paillier_resumes_too(tmp_path: Path) -> None:
     assert resumed[0][1].kl_nats == 0
 
 
-@pytest.mark.parametrize("spare", [0, 1])
-def test_after_the_last_round_there_is_nothing_left_to_grow(tmp_path: Path, spare: int) -> None:
-    sides = Sides(case(), tmp_path)
+@pytest.mark.parametrize(("spare", "settings"), [(0, {}), (1, {}), (0, {"forest": "random", "subsample": 0.6})])
+def test_after_the_last_round_there_is_nothing_left_to_grow(
+    tmp_path: Path, spare: int, settings: dict[str, Any]
+) -> None:
+    sides = Sides(case(**settings), tmp_path)
     with pytest.raises(Exception):  # noqa: B017, PT011
         sides.attempt(dies="active", at=(pb.BoostFinish, 0) if not spare else (pb.BoostRoundDone, 5))
     counted: list[int] = []

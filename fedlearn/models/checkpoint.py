@@ -8,8 +8,9 @@ One folder beside the place of the result::
     M-T.npy        active: margins of model M after T trees
 
 The journal and the margins are written first and are nobody's business until ``head.json`` names them; that one is
-replaced in a single step. So whenever the process dies, the head and what it names are whole. The active side's file
-size does not grow with rounds but for the journal: one array of margins for each model and kept round.
+replaced in a single step. So whenever the process dies, the head and what it names are whole; should the machine die,
+the hashes tell, and the round before may still be whole. Only the head is flushed to disk, as it has the passive side's
+count of what was used. Margins are one array for each model and kept round, whatever the number of rounds.
 """
 
 from __future__ import annotations
