@@ -149,7 +149,7 @@ class Encryption(_Strict):
 
 
 class Budget(_Strict):
-    """What the passive side allows in one session at most; it refuses what goes beyond."""
+    """What the passive side allows in one run at most, resumed or not; it refuses what goes beyond."""
 
     rows: int = Field(10_000_000, ge=1, description="rows a side may bring to alignment")
     least_rows: int = Field(1, ge=1, description="least training rows in a child of any split, for anonymity")

@@ -138,6 +138,13 @@ class CannotWrite(OwnMistake):
     resolve = "Make room, or choose another output folder, and run again."
 
 
+class WrongCheckpoint(OwnMistake):
+    """No checkpoint to resume from, or one that is damaged or of another run, table, contract or release."""
+
+    exit_code = 33
+    resolve = "Bring back what changed and resume, or remove the checkpoint on both sides and train without --resume."
+
+
 # --- understood and declined -----------------------------------------------------------------------
 
 
@@ -197,7 +204,7 @@ class PeerLost(PeerTrouble):
     """The connection broke in the middle of a session: the peer was killed or the network failed."""
 
     exit_code = 52
-    resolve = "See why the peer stopped, then start both parties again."
+    resolve = "See why the peer stopped, then start both again; `train --resume` if training had saved a round."
 
 
 class PeerSilent(PeerTrouble):
@@ -298,7 +305,9 @@ class Interrupted(FedlearnError):
     """The operator pressed Ctrl-C or sent SIGTERM."""
 
     exit_code = 130
-    resolve = "Nothing half-written was kept; start both parties again when ready."
+    resolve = (
+        "Nothing half-written was kept; start both again when ready; `train --resume` if training had saved a round."
+    )
 
 
 def all_errors() -> list[type[FedlearnError]]:

@@ -27,20 +27,24 @@ from fedlearn.contract import Contract, PartyFile, Side, load_contract
 from fedlearn.crypto.draws import Draws
 from fedlearn.crypto.lwe import Plan
 from fedlearn.data import Binning, PartyTable, fit_binning, load_table
-from fedlearn.errors import BadConfig, BadLabel, NotInContract, WrongModel
+from fedlearn.errors import BadConfig, BadLabel, NotInContract, OutputExists, WrongCheckpoint, WrongModel
 from fedlearn.keys import check_own
 from fedlearn.learner.booster import Rows
 from fedlearn.learner.grower import Features
 from fedlearn.learner.objective import objective_of
+from fedlearn.models import checkpoint
 from fedlearn.models import share as shares
 from fedlearn.protocols import align, boost, handshake, matvec, score
 from fedlearn.protocols.align import Alignment
+from fedlearn.protocols.resume import Start
 from fedlearn.report.metrics import figures
 
 Job = Literal["check", "align", "train", "predict"]
 Summary = dict[str, Any]
 F64 = NDArray[np.float64]
 OnProgress = Callable[[Progress], None]
+
+_SEED_BYTES = 32
 
 
 @dataclass(frozen=True)
@@ -56,6 +60,8 @@ class Own:
         share: its share of the model to score with (``predict`` only).
         on_file: an alignment made earlier of exactly these IDs under exactly this contract, if there is one.
         plan: of the encrypted product if all its rows were aligned (``check`` and ``train`` with ``lwe``).
+        earlier: its share of the model that training goes on from (warm start), if it does.
+        kept: the checkpoint that training resumes from, if it does.
     """
 
     party: str
@@ -66,14 +72,25 @@ class Own:
     share: shares.Share | None = None
     on_file: Alignment | None = None
     plan: Plan | None = None
+    earlier: shares.Share | None = None
+    kept: checkpoint.Checkpoint | None = None
 
     @property
     def model_id(self) -> bytes:
-        """The model that both shares must form; empty unless the job scores."""
-        return self.share.model_id if self.share else b""
+        """The model that both shares must form; empty unless the job scores or goes on from a model."""
+        share = self.share or self.earlier
+        return share.model_id if share else b""
 
 
-def prepare(party: PartyFile, job: Job, *, model: Path | None = None, out: Path | None = None) -> Own:
+def prepare(
+    party: PartyFile,
+    job: Job,
+    *,
+    model: Path | None = None,
+    out: Path | None = None,
+    resume: bool = False,
+    earlier: Path | None = None,
+) -> Own:
     """Check this side's contract, data, budget and output before anything is sent.
 
     Args:
@@ -81,6 +98,8 @@ def prepare(party: PartyFile, job: Job, *, model: Path | None = None, out: Path 
         job: what is to be done.
         model: for ``predict``, the folder of this side's share; ``<output>/model`` by default.
         out: where the result goes; ``<output>/<name of the result>`` by default.
+        resume: for ``train``, go on from the checkpoint beside ``out``.
+        earlier: for ``train``, the folder of this side's share of a model to go on from (warm start).
 
     Raises:
         OwnMistake, Refused: with the file, field or column.
@@ -109,7 +128,50 @@ def prepare(party: PartyFile, job: Job, *, model: Path | None = None, out: Path 
     if job in ("check", "train"):
         plan = budget_plan(contract, role, table)
     on_file = _alignment_on_file(party.output.folder / "alignment", contract, table)
-    return Own(party.party, role, contract, table, folder, share, on_file, plan)
+    own = Own(party.party, role, contract, table, folder, share, on_file, plan)
+    if job != "train":
+        return own
+    if earlier is not None:
+        own = replace(own, earlier=_earlier_share(earlier, contract, party.party, role))
+    if resume:
+        kept = checkpoint.load(_checkpoint_folder(own), _binding(own))
+        return replace(own, kept=kept, on_file=kept.alignment)
+    if checkpoint.exists(_checkpoint_folder(own)):
+        raise OutputExists(
+            f"{_checkpoint_folder(own)} holds training that has not ended: use --resume on both sides, or remove it"
+        )
+    return own
+
+
+def _earlier_share(folder: Path, contract: Contract, party: str, role: str) -> shares.Share:
+    """This side's share of a model to go on from. Raises WrongModel, NotInContract when the contract has no room."""
+    if contract.boost.forest == "random" or contract.boost.folds:
+        raise NotInContract(
+            "training cannot go on from an earlier model with [boost] folds (whose trees are not kept) "
+            "or with a random forest (which has one round)"
+        )
+    share = shares.load(folder, contract, party, to_go_on=True)
+    if isinstance(share, shares.ActiveShare) != (role == "active"):
+        raise WrongModel(f"the share of {party!r} in {folder} is not that of the {role} side")
+    if isinstance(share, shares.PassiveShare) and len(share.disguise) != _SEED_BYTES:
+        raise WrongModel(f"the share in {folder} was not made for training to go on from")
+    if isinstance(share, shares.ActiveShare):
+        rounds = share.forest.trees // contract.outputs
+        if not 0 < rounds < contract.boost.rounds or len(share.forest.base) != contract.outputs:
+            raise WrongModel(
+                f"the model in {folder} has {rounds} rounds and cannot grow to the contract's {contract.boost.rounds}"
+            )
+        if share.passive_splits != len(share.forest.passive_splits):
+            raise WrongModel(f"the share in {folder} is damaged: it does not use every split of the pair")
+    return share
+
+
+def _checkpoint_folder(own: Own) -> Path:
+    return own.folder.with_name(f"{own.folder.name}.checkpoint")
+
+
+def _binding(own: Own) -> dict[str, str]:
+    return checkpoint.bind(own.contract.hash(), own.table.fingerprint(), own.party, own.role, own.model_id)
 
 
 def _check_writable(folder: Path) -> None:
@@ -162,7 +224,8 @@ def run(job: Job, channel: Channel, own: Own) -> Summary:
     Returns:
         What this side may tell its operator: rows, seconds and bytes by phase, ledger, figures, where files are.
     """
-    handshake.greet(channel, own.contract, role=own.role, job=job, model_id=own.model_id)
+    command = job + " --from" * (own.earlier is not None) + " --resume" * (own.kept is not None)
+    handshake.greet(channel, own.contract, role=own.role, job=command, model_id=own.model_id)
     return {"check": _check, "align": _align, "train": _train, "predict": _predict}[job](channel, own)
 
 
@@ -220,34 +283,54 @@ def _align(channel: Channel, own: Own) -> Summary:
 
 
 def _train(channel: Channel, own: Own) -> Summary:
-    """Align, then boost; both sides keep their share or neither does."""
+    """Align, then boost; both sides keep their share or neither does. What breaks off can be resumed."""
     alignment = _aligned(channel, own)
+    keeper = own.kept or checkpoint.Checkpoint(_checkpoint_folder(own), _binding(own), channel.session, alignment)
+    if keeper.alignment.id != alignment.id:
+        raise WrongCheckpoint(f"the checkpoint of the peer {channel.peer!r} is of another run than this side's")
     with shares.staged(own.folder) as folder:
         if own.role == "active":
-            facts = _train_active(channel, own, alignment, folder)
+            facts = _train_active(channel, own, alignment, keeper, folder)
         else:
-            facts = _train_passive(channel, own, alignment, folder)
+            facts = _train_passive(channel, own, alignment, keeper, folder)
         boost.exchange_saved(channel)
         summary = _summary(channel, own, "train") | _alignment_facts(alignment) | facts
         handshake.part(channel)
         _write_run(folder, summary)
+    keeper.remove()
     return summary
 
 
-def _train_active(channel: Channel, own: Own, alignment: Alignment, folder: Path) -> Summary:
+def _start_facts(own: Own, start: Start) -> Summary:
+    """What a run went on from; alike on both sides. ``ledger`` and ``kl_nats`` then are those of all attempts."""
+    facts: Summary = {}
+    if own.earlier is not None:
+        facts["goes_on_from_model"] = own.earlier.model_id.hex()
+    if start.point is not None:
+        facts["resumed_after_round"] = start.round
+        facts["used_by_earlier_attempts"] = vars(start.spent).copy()
+    return facts
+
+
+def _train_active(
+    channel: Channel, own: Own, alignment: Alignment, keeper: checkpoint.Checkpoint, folder: Path
+) -> Summary:
     contract, settings = own.contract, own.contract.boost
     order, position = own_order(alignment)
     table = own.table.take(order)
     if table.label is None:
         raise BadLabel(f"the table of {own.party!r} was read without its label")
-    binning = fit_binning(table, settings.bins, contract.active.features)
+    earlier = own.earlier if isinstance(own.earlier, shares.ActiveShare) else None
+    binning = earlier.binning if earlier else fit_binning(table, settings.bins, contract.active.features)
     rows = rows_of(table, binning, contract)
-    result = boost.train_active(channel, contract, boost.ActiveData(rows, position, alignment.size))
+    data = boost.ActiveData(rows, position, alignment.size)
+    result = boost.train_active(channel, contract, data, checkpoint=keeper, earlier=earlier.forest if earlier else None)
     forest = result.fit.forest
     share = shares.ActiveShare(result.model_id, binning, forest, len(forest.passive_splits))
     shares.save(share, folder, contract, own.party)
     opaque = tuple(f"{contract.passive.name}#{k}" for k in range(len(contract.passive.features)))
     facts: Summary = {
+        **_start_facts(own, result.start),
         "model_id": result.model_id.hex(),
         "trees": forest.trees,
         f"validation_{settings.metric}": result.fit.history,
@@ -264,23 +347,37 @@ def _train_active(channel: Channel, own: Own, alignment: Alignment, folder: Path
     return facts
 
 
-def _train_passive(channel: Channel, own: Own, alignment: Alignment, folder: Path) -> Summary:
+def _train_passive(
+    channel: Channel, own: Own, alignment: Alignment, keeper: checkpoint.Checkpoint, folder: Path
+) -> Summary:
     contract = own.contract
     table = own.table.take(alignment.rows)
-    binning = fit_binning(table, contract.boost.bins, contract.passive.features)
+    earlier = own.earlier if isinstance(own.earlier, shares.PassiveShare) else None
+    binning = earlier.binning if earlier else fit_binning(table, contract.boost.bins, contract.passive.features)
     names = tuple(f.name for f in binning.features)
     data = boost.PassiveData(binning.transform(table), features_of(binning, contract.passive), names)
-    # The same rows and seed give the same disguise, so that even ties fall alike when a run is repeated. The peer does
-    # not know the rows, so it does not know the disguise.
-    seed = hashlib.sha256(b"fedlearn/1 disguise" + own.table.fingerprint() + contract.hash()).digest()
-    result = boost.train_passive(channel, contract, data, Draws(seed))
-    share = shares.PassiveShare(result.model_id, binning, result.feature, result.masks)
+    seed = earlier.disguise if earlier else _disguise_seed(own)
+    splits = (earlier.feature, earlier.masks) if earlier else None
+    result = boost.train_passive(channel, contract, data, Draws(seed), checkpoint=keeper, earlier=splits)
+    share = shares.PassiveShare(result.model_id, binning, result.feature, result.masks, seed)
     shares.save(share, folder, contract, own.party)
     used = np.bincount(result.feature, minlength=len(binning.features))
     return {
+        **_start_facts(own, result.start),
         "model_id": result.model_id.hex(),
         "splits_by_feature": {name: int(n) for name, n in zip(names, used, strict=True)},
     }
+
+
+def _disguise_seed(own: Own) -> bytes:
+    """The same rows and seed give the same disguise, so that even ties fall alike when a run is repeated or resumed.
+
+    Whatever the number of trees, so that it also repeats when training later goes on to more. The peer does not know
+    the rows, so it does not know the disguise.
+    """
+    one_tree = own.contract.boost.model_copy(update={"trees": 1})
+    agreed = own.contract.model_copy(update={"boost": one_tree})
+    return hashlib.sha256(b"fedlearn/1 disguise" + own.table.fingerprint() + agreed.hash()).digest()
 
 
 def _predict(channel: Channel, own: Own) -> Summary:

@@ -208,10 +208,11 @@ class Pair:
         self.settings[party]["tls"] |= {"certificate": str(folder / f"{name}.pem"), "key": str(folder / f"{name}.key")}
 
     def written(self, *parties: str) -> set[str]:
-        """Everything in the parties' (both parties') output folders, hidden or not."""
-        return {
-            str(path.relative_to(self.folder)) for party in parties or MODULES for path in self.output(party).rglob("*")
+        """Everything in the parties' (both parties') output folders, hidden or not, but checkpoints to resume from."""
+        found = {
+            path.relative_to(self.folder) for party in parties or MODULES for path in self.output(party).rglob("*")
         }
+        return {str(path) for path in found if not any(part.endswith(".checkpoint") for part in path.parts)}
 
     def arguments(self, party: str, job: str, *more: str) -> list[str]:
         return [job, "--party", str(self.party_file(party)), "--json", "--progress", "none", *more]

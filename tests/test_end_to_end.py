@@ -179,8 +179,8 @@ def test_simulate_gives_what_the_two_processes_give(
     kept: list[boost.ActiveResult] = []
     train = boost.train_active
 
-    def train_and_keep(*arguments: Any) -> boost.ActiveResult:
-        kept.append(train(*arguments))
+    def train_and_keep(*arguments: Any, **named: Any) -> boost.ActiveResult:
+        kept.append(train(*arguments, **named))
         return kept[-1]
 
     monkeypatch.setattr(boost, "train_active", train_and_keep)

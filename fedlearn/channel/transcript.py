@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from google.protobuf.message import Message as ProtobufMessage
@@ -157,6 +157,23 @@ class Ledger:
     def add_kl(self, nats: float) -> None:
         """Add the leakage bound of further noisy responses; it adds up however adaptively they were chosen."""
         self.kl_nats += nats
+
+    def heard(self, sender: str) -> int:
+        """How many messages a party has sent."""
+        return sum(entry.messages for entry in self.entries.values() if entry.sender == sender)
+
+    def copy(self) -> Ledger:
+        """The ledger as it stands."""
+        return Ledger({key: replace(entry) for key, entry in self.entries.items()}, self.kl_nats)
+
+    def take_over(self, earlier: Ledger) -> None:
+        """Go on from an earlier session's ledger: add its entries and its leakage to this one's."""
+        for key, entry in earlier.entries.items():
+            own = self.entries.setdefault(key, replace(entry, messages=0, bytes=0, values=0))
+            own.messages += entry.messages
+            own.bytes += entry.bytes
+            own.values += entry.values
+        self.kl_nats += earlier.kl_nats
 
     def lines(self) -> list[dict[str, Any]]:
         """The entries as plain dictionaries, sorted so that both sides list them alike."""

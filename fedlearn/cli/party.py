@@ -23,6 +23,10 @@ Listen = Annotated[str | None, typer.Option(help="host:port to listen on instead
 Connect = Annotated[str | None, typer.Option(help="host:port to connect to instead of [network]")]
 Json = Annotated[bool, typer.Option("--json", help="print the result as JSON")]
 Style = Annotated[str, typer.Option("--progress", help="auto, lines, json or none")]
+Resume = Annotated[bool, typer.Option("--resume", help="go on with training that broke off; on both sides")]
+From = Annotated[
+    Path | None, typer.Option("--from", help="folder of this side's share of a model to go on from; on both sides")
+]
 Alone = Annotated[bool, typer.Option("--alone", help="check this side only; do not reach the peer")]
 
 
@@ -65,13 +69,23 @@ def train(
     party: PartyPath,
     data: DataPath = None,
     out: OutPath = None,
+    resume: Resume = False,
+    earlier: From = None,
     listen: Listen = None,
     connect: Connect = None,
     as_json: Json = False,
     style: Style = "auto",
 ) -> None:
-    """Align, train on encrypted gradients, evaluate; each party saves its own share of the model."""
-    _run("train", party, as_json, style, out=out, overrides=_overrides(data, listen, connect))
+    """Align, train on encrypted gradients, evaluate; each party saves its own share of the model.
+
+    Each finished round is kept beside the result, so that training goes on after a crash of either side:
+
+    Example: party-a train --resume      (and party-b train --resume at the other end)
+    """
+    _run(
+        "train", party, as_json, style, out=out, resume=resume, earlier=earlier,
+        overrides=_overrides(data, listen, connect),
+    )  # fmt: skip
 
 
 def predict(
@@ -94,13 +108,14 @@ def predict(
 def simulate(
     parties: Annotated[list[Path], typer.Argument(help="the two party files")],
     job: Annotated[str, typer.Option(help="check, align, train or predict")] = "train",
+    resume: Resume = False,
     as_json: Json = False,
     style: Style = "auto",
 ) -> None:
     """Run both parties of a job in this one process; no network, every message still serialised and checked."""
     if len(parties) != 2 or job not in ("check", "align", "train", "predict"):
         raise OwnMistake("simulate takes two party files and --job check, align, train or predict")
-    sides = {own.role: own for own in (jobs.prepare(load_party(path), job) for path in parties)}  # type: ignore[arg-type]
+    sides = {own.role: own for own in (jobs.prepare(load_party(path), job, resume=resume) for path in parties)}  # type: ignore[arg-type]
     if set(sides) != {"active", "passive"}:
         raise OwnMistake(f"{parties[0]} and {parties[1]} are the same side of the contract")
     active, passive = sides["active"], sides["passive"]
@@ -133,13 +148,15 @@ def _run(
     alone: bool = False,
     model: Path | None = None,
     out: Path | None = None,
+    resume: bool = False,
+    earlier: Path | None = None,
     overrides: dict[str, Any],
 ) -> None:
     if style not in ("auto", "lines", "json", "none"):
         raise OwnMistake(f"--progress {style} is not auto, lines, json or none")
     party = load_party(path, overrides)
     contract = load_contract(party.contract)
-    own = jobs.prepare(party, job, model=model, out=out)
+    own = jobs.prepare(party, job, model=model, out=out, resume=resume, earlier=earlier)
     if alone:
         from fedlearn.keys import check_own
 

@@ -164,6 +164,24 @@ def _begin(number: int, rows: Rows, boost: Boost, split: Split, objective: Objec
     return Model(number, split, np.repeat(base[:, None], len(rows.label), axis=1), base)
 
 
+def go_on(forest: Forest, margins: F64, rows: Rows, boost: Boost, splits: list[Split]) -> list[Model]:
+    """The model that goes on from earlier trees (warm start); without folds, as no fold's trees are kept.
+
+    Its best round so far is the earlier model's last one, so early stopping never returns fewer trees than those.
+
+    Args:
+        forest, margins: the earlier trees, and float64 (K, m) of the rows after them.
+        rows, boost: as for :func:`fit`.
+        splits: training and validation rows of the one model.
+    """
+    (split,) = splits
+    model = Model(0, split, margins, forest.base, Growth.of(forest), forest.output.tolist())
+    if len(split.valid):
+        value = _metric(model, rows, boost, objective_of(boost, rows.classes))
+        model.best = (value, forest.trees, margins.copy())
+    return [model]
+
+
 def _end(model: Model, boost: Boost, objective: Objective) -> Fit:
     trees, margins = len(model.output), model.margins
     if boost.early_stopping and model.best is not None:
@@ -285,11 +303,9 @@ def _refit(tree: Tree, boost: Boost, train: I64, gradient: F64, hessian: F64, ra
 
 def _judge(model: Model, rows: Rows, boost: Boost, objective: Objective) -> None:
     """Metric on the validation rows; stop when it has not improved for long enough."""
-    valid = model.split.valid
-    if not len(valid):
+    if not len(model.split.valid):
         return
-    _, metric = metric_of(boost, objective)
-    value = metric(model.margins[:, valid], rows.label[valid], rows.weight[valid])
+    value = _metric(model, rows, boost, objective)
     model.history.append(value)
     trees = len(model.output)
     if model.best is None or value < model.best[0] - 1e-7:
@@ -297,3 +313,9 @@ def _judge(model: Model, rows: Rows, boost: Boost, objective: Objective) -> None
     elif boost.early_stopping:
         rounds_since = (trees - model.best[1]) // objective.outputs
         model.stopped = rounds_since >= boost.early_stopping
+
+
+def _metric(model: Model, rows: Rows, boost: Boost, objective: Objective) -> float:
+    valid = model.split.valid
+    _, metric = metric_of(boost, objective)
+    return metric(model.margins[:, valid], rows.label[valid], rows.weight[valid])

@@ -116,6 +116,13 @@ class Growth:
     size: list[int] = field(default_factory=list)
     roots: list[int] = field(default_factory=list)
 
+    @classmethod
+    def of(cls, forest: Forest) -> Growth:
+        """The nodes of a finished forest, to grow on from; the inverse of ``freeze``."""
+        names = ("feature", "opaque", "left", "value", "gain", "cover", "size", "roots")
+        lists = {name: getattr(forest, name).tolist() for name in names}
+        return cls(masks=list(forest.masks), **lists)
+
     def add(self) -> int:
         """A new leaf; returns its number."""
         self.feature.append(0)

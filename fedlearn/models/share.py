@@ -51,12 +51,15 @@ class PassiveShare:
     Attributes:
         feature: int64 (S,), number of the feature in ``binning``.
         masks: uint8 (S, 32).
+        disguise: 32 bytes from which the opaque features were drawn, so that they stay the same when training goes on
+            from this share; empty where it cannot.
     """
 
     model_id: bytes
     binning: Binning
     feature: NDArray[np.int64]
     masks: NDArray[np.uint8]
+    disguise: bytes = b""
 
 
 Share = ActiveShare | PassiveShare
@@ -100,7 +103,10 @@ def save(share: Share, folder: Path, contract: Contract, party: str) -> None:
         "model_id": share.model_id.hex(),
         "arrow_sha256": hashlib.sha256((folder / "share.arrow").read_bytes()).hexdigest(),
         "binning": share.binning.to_json(),
+        "lasting": _lasting(contract, party),
     }
+    if isinstance(share, PassiveShare):
+        head["disguise"] = share.disguise.hex()
     if isinstance(share, ActiveShare):
         head |= {
             "base": share.forest.base.tolist(),
@@ -112,8 +118,23 @@ def save(share: Share, folder: Path, contract: Contract, party: str) -> None:
     (folder / "share.json").write_text(json.dumps(head, indent=1) + "\n", encoding="utf-8")
 
 
-def load(folder: Path, contract: Contract, party: str) -> Share:
+def _lasting(contract: Contract, party: str) -> dict[str, Any]:
+    """What a later contract must have in common, so that training can go on from a share: what its numbers mean."""
+    side = contract.side(contract.role_of(party))
+    boost = contract.boost
+    lasting: dict[str, Any] = {"features": side.features, "monotone": side.monotone}
+    lasting |= {name: getattr(boost, name) for name in ("objective", "tweedie_power", "bins")}
+    return lasting | {"label": json.loads(contract.label.model_dump_json())}
+
+
+def load(folder: Path, contract: Contract, party: str, *, to_go_on: bool = False) -> Share:
     """Read and check this party's share.
+
+    Args:
+        folder: where it is.
+        contract: under which it is to be used.
+        party: whose it must be.
+        to_go_on: whether training is to go on from it, under a contract that may differ in rounds, rates and budgets.
 
     Raises:
         FileMissing: there is no share in ``folder``.
@@ -130,7 +151,12 @@ def load(folder: Path, contract: Contract, party: str) -> Share:
         raise WrongModel(f"{folder / 'share.json'} is not a model share of this release")
     if head.get("party") != party:
         raise WrongModel(f"the share in {folder} belongs to party {head.get('party')!r}, not to {party!r}")
-    if head.get("contract_hash") != contract.hash().hex():
+    if to_go_on:
+        lasting = _lasting(contract, party)
+        differ = [name for name, value in lasting.items() if head.get("lasting", {}).get(name) != value]
+        if differ:
+            raise WrongModel(f"the share in {folder} was trained with another {differ[0]} than {contract.name!r} has")
+    elif head.get("contract_hash") != contract.hash().hex():
         raise WrongModel(f"the share in {folder} was trained under another contract than {contract.name!r}")
     if head.get("arrow_sha256") != hashlib.sha256(raw).hexdigest():
         raise WrongModel(f"{folder / 'share.arrow'} is damaged: its hash differs from share.json's")
@@ -141,7 +167,8 @@ def load(folder: Path, contract: Contract, party: str) -> Share:
         if head["role"] == "active":
             share: Share = ActiveShare(model_id, binning, _forest(table, head), int(head["passive_splits"]))
         elif head["role"] == "passive":
-            share = PassiveShare(model_id, binning, table["feature"].to_numpy(), _masks(table))
+            disguise = bytes.fromhex(head.get("disguise", ""))
+            share = PassiveShare(model_id, binning, table["feature"].to_numpy(), _masks(table), disguise)
         else:
             raise ValueError("it is of neither role")
         _check(share)

@@ -4,10 +4,15 @@ The *active* side has labels and features and drives; the *passive* side has fea
 (:mod:`fedlearn.protocols.align`); rows of the shared order that are not the active side's customers get weight zero.
 
     passive                                                 active
+      0. only to go on from a checkpoint or an earlier
+         model: BoostResume (:mod:`.resume`)          ◄─►
+                or                                    ◄──   BoostEarlier   its rounds
       1. bins its features, shuffles them, flips or
          shuffles their bins at random
          BoostFeatures   bins of each opaque feature  ──►
       2. encrypted product over its indicator rows    ◄─►   (matvec: hint or key)
+         only after BoostEarlier (:mod:`.replay`):    ◄──   BoostReplay    the earlier model's splits, level by level,
+                                                            and rows routed as below
       for each round, for each level of its trees:
       3. answers                                      ◄─►   one encrypted vector of quantised gradients and one of
                                                             hessians (and one of ones, when there is a least child
@@ -37,8 +42,8 @@ from __future__ import annotations
 import hashlib
 import hmac
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from functools import cached_property
+from dataclasses import dataclass, field, replace
+from functools import cached_property, partial
 from itertools import pairwise
 
 import numpy as np
@@ -48,13 +53,15 @@ from fedlearn.channel import BOTH, START, Channel, Message, Reveals, Table, noth
 from fedlearn.contract import Boost, Contract
 from fedlearn.crypto.draws import Draws
 from fedlearn.crypto.matrix import Indicator
-from fedlearn.errors import BeyondContract, Malformed, NoOverlap, WrongLength
+from fedlearn.errors import BeyondContract, Malformed, NoOverlap, OverBudget, WrongLength
 from fedlearn.kernels import trees as kernel
 from fedlearn.kernels.threads import spread
 from fedlearn.learner import booster
-from fedlearn.learner.booster import Fit, Model, Rows
+from fedlearn.learner.booster import Fit, Model, Rows, Split
 from fedlearn.learner.grower import Features, Request, Routing
-from fedlearn.protocols import matvec, transfer
+from fedlearn.models.forest import Forest
+from fedlearn.protocols import matvec, replay, resume, transfer
+from fedlearn.protocols.resume import Meter, Point, Spent, Start
 from fedlearn.v1 import boost_pb2 as pb
 from fedlearn.v1 import matvec_pb2
 
@@ -65,15 +72,27 @@ U8 = NDArray[np.uint8]
 
 
 def _table(sides: Reveals) -> Table:
-    asked = ("BoostFeatures", "BoostSplits", "BoostSides", "BoostRoundDone")
+    asked = ("BoostFeatures", "BoostReplay", "BoostSplits", "BoostSides", "BoostRoundDone")
     return Table(
         "boost",
         ("active", "passive"),
         (
             Message(
+                pb.BoostResume,
+                BOTH,
+                (START, "BoostResume"),
+                Reveals("from which round an earlier session goes on; this ledger adds to that session's", lambda _: 0),
+            ),
+            Message(
+                pb.BoostEarlier,
+                "active",
+                (START,),
+                Reveals("how many rounds and passive splits the earlier model has", lambda _: 2),
+            ),
+            Message(
                 pb.BoostFeatures,
                 "passive",
-                (START,),
+                (START, "BoostResume", "BoostEarlier"),
                 Reveals(
                     "number of bins of each opaque feature, whether they are ordered or monotone, and names if agreed",
                     lambda m: len(m.bins),
@@ -88,10 +107,16 @@ def _table(sides: Reveals) -> Table:
             Message(
                 pb.BoostNodes,
                 "active",
-                ("BoostSplits",),
+                ("BoostSplits", "BoostReplay"),
                 Reveals("which rows are in the nodes split on passive features", lambda m: _ones(m.rows)),
             ),
-            Message(pb.BoostSides, "passive", ("BoostSplits", "BoostNodes"), sides),
+            Message(
+                pb.BoostReplay,
+                "active",
+                ("BoostFeatures", "BoostReplay", "BoostSides"),
+                Reveals("which of its splits share a level of a tree in the earlier model", lambda m: len(m.splits)),
+            ),
+            Message(pb.BoostSides, "passive", ("BoostSplits", "BoostReplay", "BoostNodes"), sides),
             Message(pb.BoostRoundDone, "active", asked, Reveals("that a round is finished")),
             Message(
                 pb.BoostFinish,
@@ -158,6 +183,7 @@ class ActiveResult:
         held_out: float64 (K, m), margins of each row from the model that did not see it; NaN without folds.
         model_id: 16 bytes that both shares carry.
         names: of the opaque features, if the contract discloses them.
+        start: what training went on from.
     """
 
     fit: Fit
@@ -165,6 +191,7 @@ class ActiveResult:
     held_out: F64
     model_id: bytes
     names: tuple[str, ...]
+    start: Start = field(default_factory=Start)
 
 
 @dataclass(frozen=True)
@@ -175,38 +202,101 @@ class PassiveResult:
         feature: int64 (S,), its own feature (natural order) of each split that the model keeps.
         masks: uint8 (S, 32), the bins (natural order) whose rows go left.
         model_id: 16 bytes that both shares carry.
+        start: what training went on from.
     """
 
     feature: I64
     masks: U8
     model_id: bytes
+    start: Start = field(default_factory=Start)
 
 
 # --- active ------------------------------------------------------------------------------------------
 
 
-def train_active(channel: Channel, contract: Contract, data: ActiveData) -> ActiveResult:
+def train_active(
+    channel: Channel,
+    contract: Contract,
+    data: ActiveData,
+    *,
+    checkpoint: resume.ActiveCheckpoint | None = None,
+    earlier: Forest | None = None,
+) -> ActiveResult:
     """Train as the side that has the labels: all folds and the model in lock-step.
+
+    Args:
+        channel: after handshake and alignment.
+        contract: as the passive side has it.
+        data: own rows.
+        checkpoint: where to keep each round; if it holds one, training goes on from there.
+        earlier: trees of an earlier model to go on from, unless the checkpoint says better; ``data`` has its bins.
 
     Raises:
         OverBudget: before any row's value leaves either side.
         NoOverlap: too few aligned rows, or only one label value among them.
+        WrongCheckpoint: the two checkpoints do not fit together.
         PeerMisbehaved: see the subclasses.
     """
     boost = contract.boost
     _check_labels(data.rows, contract)
     channel.open(TABLES[boost.routing], "active")
+    start = Start()
+    if checkpoint is not None and checkpoint.points:
+        start = resume.agree(channel, checkpoint, None)
+        _check_spent(contract, start, data.universe)
+    elif earlier is not None:
+        start = Start(earlier.trees // contract.outputs)
+        channel.send(pb.BoostEarlier(rounds=start.round, splits=len(earlier.passive_splits)))
+    before = len(earlier.passive_splits) if earlier is not None and start.point is None else 0
     with channel.phase("hint"):
-        peer = _open_peer(channel, contract, data)
+        peer = _open_peer(channel, contract, data, start, before)
+    peer.splits = start.point.splits if start.point is not None else before
+    begin: Begin | None = None
+    if start.point is not None and checkpoint is not None:
+        begin = partial(checkpoint.restore_models, start.point)
+    elif earlier is not None:
+        margins = replay.replay_active(peer, earlier, data.rows.bins)
+        begin = partial(booster.go_on, earlier, margins, data.rows, boost)
     with channel.phase("trees"):
-        fold, held_out, fit = cross_validate(contract, data.rows, peer, peer.round_done)
+        fold, held_out, fit = cross_validate(
+            contract, data.rows, peer, _round_end(channel, peer, checkpoint), begin=begin, first_round=start.round
+        )
     forest = fit.forest
     model_id = _model_id(channel, contract)
     channel.send(pb.BoostFinish(kept=forest.passive_splits.tolist(), model_id=model_id))
-    return ActiveResult(Fit(forest.renumbered(), fit.margins, fit.history), fold, held_out, model_id, peer.names)
+    final = Fit(forest.renumbered(), fit.margins, fit.history)
+    return ActiveResult(final, fold, held_out, model_id, peer.names, start)
 
 
-def train_passive(channel: Channel, contract: Contract, data: PassiveData, draws: Draws | None = None) -> PassiveResult:
+def _round_end(
+    channel: Channel, peer: Peer, checkpoint: resume.ActiveCheckpoint | None
+) -> Callable[[int, list[Model]], None]:
+    """What follows a round: progress on both sides, and a checkpoint if the peer answered anything since the last.
+
+    Without that condition, rounds on own features alone could run ahead of the peer, out of reach of its checkpoint.
+    """
+    heard = channel.ledger.heard(channel.peer)
+
+    def end(done: int, models: list[Model]) -> None:
+        nonlocal heard
+        peer.round_done(done, models)
+        now = channel.ledger.heard(channel.peer)
+        if checkpoint is not None and now > heard:
+            checkpoint.save_models(Point(done, peer.splits, channel.ledger.copy()), models)
+        heard = now
+
+    return end
+
+
+def train_passive(
+    channel: Channel,
+    contract: Contract,
+    data: PassiveData,
+    draws: Draws | None = None,
+    *,
+    checkpoint: resume.PassiveCheckpoint | None = None,
+    earlier: tuple[I64, U8] | None = None,
+) -> PassiveResult:
     """Serve training as the side that has features only.
 
     Args:
@@ -214,38 +304,87 @@ def train_passive(channel: Channel, contract: Contract, data: PassiveData, draws
         contract: as the active side has it.
         data: own features in the shared order.
         draws: what shuffles features and bins; fresh by default. A stream that repeats makes even ties between
-            splits fall alike from run to run; the active side must not know it.
+            splits fall alike from run to run; the active side must not know it. To resume it must repeat.
+        checkpoint: where to keep each round; if it holds one, training goes on from there.
+        earlier: splits of an earlier model to go on from, feature and masks as in :class:`PassiveResult`, unless the
+            checkpoint says better; ``data`` has its bins.
 
     Raises:
         OverBudget: before any row's value leaves either side.
+        WrongCheckpoint: the two checkpoints do not fit together.
         PeerMisbehaved: see the subclasses.
     """
     boost = contract.boost
     channel.open(TABLES[boost.routing], "passive")
     disguise = _Disguise.draw(data, draws or Draws())
-    asked: list[tuple[int, U8]] = []
-    done = 0
+    samples = disguise.bins.shape[1]
+    start, asked, replayed = _start_passive(channel, contract, disguise, checkpoint, earlier)
     with channel.phase("hint"):
         matrix = Indicator(disguise.bins, disguise.features.sizes)
         channel.send(disguise.announce(contract))
-        holder = matvec.open_holder(channel, matrix, terms(contract))
+        agreed = terms(contract, start)
+        holder = matvec.open_holder(channel, matrix, agreed)
         sender = None
         if boost.routing == "oblivious":
-            sender = transfer.open_sender(channel, most_transfers(contract, matrix.samples))
-    with channel.phase("trees"):
-        while True:
-            message = channel.receive(matvec_pb2.MatvecQuery, pb.BoostSplits, pb.BoostRoundDone, pb.BoostFinish)
-            if isinstance(message, matvec_pb2.MatvecQuery):
-                holder.answer(message)
-            elif isinstance(message, pb.BoostSplits):
-                splits = disguise.check(channel, message, contract, len(asked))
-                asked.extend(splits)
-                disguise.serve(channel, splits, list(message.trees), sender)
-            elif isinstance(message, pb.BoostRoundDone):
-                done = _round_done(channel, message, boost, done)
-            elif isinstance(message, pb.BoostFinish):
-                break
-    return _kept(channel, contract, message, [disguise.reveal(*split) for split in asked])
+            most = most_transfers(contract, samples, start.round) + samples * len(replayed.earlier)
+            sender = transfer.open_sender(channel, most)
+    kl_vector = matvec.Shape.of(matrix).plan(agreed).kl_vector if agreed.backend == "lwe" else 0.0
+    left, last = (most_spent(contract, samples, done) for done in (start.round, boost.rounds - 1))
+    meter = Meter(start.spent, left, last, kl_vector, checkpoint)
+    done, answered = start.round, False
+    try:
+        with channel.phase("trees"):
+            while True:
+                message = channel.receive(
+                    matvec_pb2.MatvecQuery, pb.BoostSplits, pb.BoostReplay, pb.BoostRoundDone, pb.BoostFinish
+                )
+                if isinstance(message, matvec_pb2.MatvecQuery):
+                    meter.add(Spent(vectors=0 if message.first else message.count))  # its first piece
+                    holder.answer(message)
+                elif isinstance(message, pb.BoostSplits):
+                    splits = disguise.check(channel, message, contract, left.splits - meter.used.splits)
+                    asked.extend(splits)
+                    meter.add(Spent(splits=len(splits), transfers=_transfers(message, samples) if sender else 0))
+                    disguise.serve(channel, splits, list(message.trees), sender)
+                elif isinstance(message, pb.BoostReplay):
+                    disguise.serve(channel, replayed.check(message), list(message.trees), sender)
+                elif isinstance(message, pb.BoostRoundDone):
+                    done = _round_done(channel, message, boost, done)
+                    if answered:
+                        meter.save(Point(done, len(asked), channel.ledger.copy()), asked)
+                    answered = False
+                elif isinstance(message, pb.BoostFinish):
+                    break
+                answered |= isinstance(message, matvec_pb2.MatvecQuery | pb.BoostSplits)
+    finally:
+        meter.settle()
+    kept = _kept(channel, contract, message, [disguise.reveal(*split) for split in asked])
+    return replace(kept, start=start)
+
+
+def _start_passive(
+    channel: Channel,
+    contract: Contract,
+    disguise: _Disguise,
+    checkpoint: resume.PassiveCheckpoint | None,
+    earlier: tuple[I64, U8] | None,
+) -> tuple[Start, resume.Asked, replay.Served]:
+    """Where to start, the splits asked so far, and those of an earlier model that may be replayed."""
+    if checkpoint is not None and checkpoint.points:
+        start = resume.agree(channel, checkpoint, checkpoint.spent)
+        _check_spent(contract, start, disguise.bins.shape[1])
+        if start.point is not None:
+            return start, checkpoint.restore_splits(start.point), replay.Served(channel, [])
+    if earlier is not None:
+        splits = [disguise.conceal(int(f), mask) for f, mask in zip(*earlier, strict=True)]
+        start = Start(replay.earlier_rounds(channel, contract.boost.rounds, len(splits)))
+        return start, list(splits), replay.Served(channel, splits)
+    return Start(), [], replay.Served(channel, [])
+
+
+def _transfers(message: pb.BoostSplits, rows: int) -> int:
+    """Rows that choose after a message, each once for every call."""
+    return rows * sum(-(-count // _OPTIONS) for count in message.trees)
 
 
 def exchange_saved(channel: Channel) -> None:
@@ -262,10 +401,10 @@ def least_size(contract: Contract) -> int:
     return max(contract.boost.min_child_size, contract.budget.least_rows)
 
 
-def most_trees(contract: Contract) -> int:
-    """Trees of all folds and the final model."""
+def most_trees(contract: Contract, done: int = 0) -> int:
+    """Trees of all folds and the final model that are still to grow after so many rounds."""
     boost = contract.boost
-    return (boost.folds + 1) * boost.trees * contract.outputs
+    return (boost.folds + 1) * boost.trees * contract.outputs * (boost.rounds - done) // boost.rounds
 
 
 def _trees_at_once(contract: Contract) -> int:
@@ -279,35 +418,61 @@ def _nodes(boost: Boost) -> int:
     return min(by_depth, boost.max_leaves - 1) if boost.growth == "leaf" else by_depth
 
 
-def most_vectors(contract: Contract) -> int:
-    """How many encrypted vectors a session may need."""
-    return most_trees(contract) * _nodes(contract.boost) * (3 if least_size(contract) > 1 else 2)
+def most_vectors(contract: Contract, done: int = 0) -> int:
+    """How many encrypted vectors a session may need that goes on after so many rounds."""
+    return most_trees(contract, done) * _nodes(contract.boost) * (3 if least_size(contract) > 1 else 2)
 
 
-def most_splits(contract: Contract) -> int:
-    """How many splits a session may make."""
+def most_splits(contract: Contract, done: int = 0) -> int:
+    """How many splits a session may make that goes on after so many rounds."""
     boost = contract.boost
     by_depth = (1 << boost.depth) - 1
-    return most_trees(contract) * (min(by_depth, boost.max_leaves - 1) if boost.growth == "leaf" else by_depth)
+    return most_trees(contract, done) * (min(by_depth, boost.max_leaves - 1) if boost.growth == "leaf" else by_depth)
 
 
-def most_transfers(contract: Contract, rows: int) -> int:
+def most_transfers(contract: Contract, rows: int, done: int = 0) -> int:
     """How many rows may be routed obliviously: every row once per level of every tree (or per split by leaf)."""
     boost = contract.boost
     steps = min((1 << boost.depth) - 1, boost.max_leaves - 1) if boost.growth == "leaf" else boost.depth
     batches = -(-(1 << (boost.depth - 1)) // _OPTIONS) if boost.growth == "level" else 1
-    return most_trees(contract) * steps * batches * rows
+    return most_trees(contract, done) * steps * batches * rows
 
 
 #: Splits of one tree and level that one oblivious transfer chooses from; with the blank one 256 options.
 _OPTIONS = 255
 
 
-def terms(contract: Contract) -> matvec.Terms:
+def most_spent(contract: Contract, rows: int, done: int = 0) -> Spent:
+    """What a session may use of the passive side that goes on after so many rounds; ``rows`` of the shared order."""
+    transfers = most_transfers(contract, rows, done) if contract.boost.routing == "oblivious" else 0
+    return Spent(most_vectors(contract, done), most_splits(contract, done), transfers)
+
+
+def _check_spent(contract: Contract, start: Start, rows: int) -> None:
+    """Whether the rounds that are left fit the budget on top of what earlier attempts have used.
+
+    The contract bounds vectors. Splits and transfers have no bound of their own: for each the bound is what an unbroken
+    run may use, times the share by which the budget's vectors exceed that run's.
+    """
+    whole, left, spent = most_spent(contract, rows), most_spent(contract, rows, start.round), start.spent
+    for what in ("vectors", "splits", "transfers"):
+        allowed = getattr(whole, what) * contract.budget.vectors // whole.vectors
+        if getattr(spent, what) + getattr(left, what) > allowed:
+            raise OverBudget(
+                f"earlier attempts used up to {getattr(spent, what)} {what} and the rest of the run may need "
+                f"{getattr(left, what)}, over the {allowed} that [budget] vectors allows for all attempts together"
+            )
+
+
+def terms(contract: Contract, start: Start | None = None) -> matvec.Terms:
     """What the encrypted product is used for. Raises OverBudget for more vectors than the contract's budget has."""
-    return matvec.Terms.of(
-        contract, largest_value=booster.largest_value(contract.boost), vectors=most_vectors(contract)
+    start = start or Start()
+    agreed = matvec.Terms.of(
+        contract,
+        largest_value=booster.largest_value(contract.boost),
+        vectors=most_vectors(contract, start.round),
     )
+    return replace(agreed, kl_nats=agreed.kl_nats - start.spent.kl_nats)
 
 
 def _model_id(channel: Channel, contract: Contract) -> bytes:
@@ -379,8 +544,12 @@ class Peer:
         )
         first = (self.splits + np.cumsum([0] + [len(chosen) for chosen, _ in routings])[:-1]).tolist()
         self.splits += len(splits)
+        return first, self.sides(routings)
+
+    def sides(self, routings: list[Routing]) -> list[U8]:
+        """The rows' sides at splits that have just been named, in the contract's way."""
         way = {"oblivious": self._oblivious, "bits": self._bits, "shared": self._shared}[self.contract.boost.routing]
-        return first, way(routings)
+        return way(routings)
 
     def round_done(self, done: int, models: list[Model]) -> None:
         """Let both sides show progress."""
@@ -483,8 +652,12 @@ def _bitmap(places: I64, universe: int) -> bytes:
     return np.packbits(flags, bitorder="little").tobytes()
 
 
-def _open_peer(channel: Channel, contract: Contract, data: ActiveData) -> Peer:
-    boost, agreed = contract.boost, terms(contract)
+def _open_peer(
+    channel: Channel, contract: Contract, data: ActiveData, start: Start | None = None, earlier: int = 0
+) -> Peer:
+    """The peer, set up to go on from ``start``, with ``earlier`` splits of an earlier model to replay."""
+    start = start or Start()
+    boost, agreed = contract.boost, terms(contract, start)
     told = channel.receive(pb.BoostFeatures)
     sizes = np.array(told.bins, np.int64)
     due = len(contract.passive.features)
@@ -505,17 +678,30 @@ def _open_peer(channel: Channel, contract: Contract, data: ActiveData) -> Peer:
     querier = matvec.open_querier(channel, matvec.Shape.indicator(sizes, data.universe), agreed)
     receiver = None
     if boost.routing == "oblivious":
-        receiver = transfer.open_receiver(channel, most_transfers(contract, data.universe))
+        most = most_transfers(contract, data.universe, start.round) + data.universe * earlier
+        receiver = transfer.open_receiver(channel, most)
     return Peer(channel, contract, querier, receiver, features, names, data.position, data.universe)
 
 
 # --- active: folds -----------------------------------------------------------------------------------
 
 
+#: Models to go on with, to be trained on the given rows.
+Begin = Callable[[list[Split]], list[Model]]
+
+
 def cross_validate(
-    contract: Contract, rows: Rows, peer: Peer | None, round_done: Callable[[int, list[Model]], None] | None = None
+    contract: Contract,
+    rows: Rows,
+    peer: Peer | None,
+    round_done: Callable[[int, list[Model]], None] | None = None,
+    *,
+    begin: Begin | None = None,
+    first_round: int = 0,
 ) -> tuple[I64, F64, Fit]:
     """Boost one model for each fold and one on all rows. With ``peer`` None: the active side's features alone.
+
+    ``begin`` makes the models to go on with from ``first_round``; by default they begin anew.
 
     Returns:
         fold: int64 (m,), -1 without folds; held_out: float64 (K, m), margins from the model that did not see the row,
@@ -525,7 +711,17 @@ def cross_validate(
     fold = booster.folds_of(rows.label, boost)
     splits = [booster.split_of(len(fold), boost, fold == k) for k in range(boost.folds)]
     splits.append(booster.split_of(len(fold), boost))
-    fits = booster.fit(rows, boost, splits, peer, least_size=least_size(contract), round_done=round_done)
+    models = None if begin is None else begin(splits)
+    fits = booster.fit(
+        rows,
+        boost,
+        splits,
+        peer,
+        least_size=least_size(contract),
+        round_done=round_done,
+        models=models,
+        first_round=first_round,
+    )
     held_out = np.full(fits[-1].margins.shape, np.nan)
     for k, fit in enumerate(fits[:-1]):
         held_out[:, fold == k] = fit.margins[:, fold == k]
@@ -592,8 +788,8 @@ class _Disguise:
             names=self.names if contract.disclosure.names else (),
         )
 
-    def check(self, channel: Channel, message: pb.BoostSplits, contract: Contract, asked: int) -> list[tuple[int, U8]]:
-        """Validate the active side's choice of splits: (opaque feature, bin mask) each."""
+    def check(self, channel: Channel, message: pb.BoostSplits, contract: Contract, left: int) -> list[tuple[int, U8]]:
+        """Validate the active side's choice of splits: (opaque feature, bin mask) each; at most ``left`` of them."""
         count = len(message.feature)
         if not count or count != len(message.left) or sum(message.trees) != count or 0 in message.trees:
             raise channel.misbehaved(Malformed, "asked for sides without naming splits, bins and trees alike")
@@ -604,21 +800,21 @@ class _Disguise:
                 f"asked for {count} splits in one level of {len(message.trees)} trees, "
                 f"the contract allows {at_once} in each of {_trees_at_once(contract)}",
             )
-        if asked + count > most_splits(contract):
+        if count > left:
             raise channel.misbehaved(
                 BeyondContract, f"asked for more than the {most_splits(contract)} splits of the contract"
             )
         splits = []
-        for feature, left in zip(message.feature, message.left, strict=True):
+        for feature, goes_left in zip(message.feature, message.left, strict=True):
             if feature >= len(self.features.sizes):
                 raise channel.misbehaved(
                     Malformed, f"asked for a split on feature {feature} of {len(self.features.sizes)}"
                 )
             bins = int(self.features.sizes[feature])
-            if len(left) != -(-bins // 8) or int.from_bytes(left, "little") >> bins:
+            if len(goes_left) != -(-bins // 8) or int.from_bytes(goes_left, "little") >> bins:
                 raise channel.misbehaved(WrongLength, f"sent a bin mask that does not fit the {bins} bins of a feature")
             mask = np.zeros(kernel.MASK, np.uint8)
-            mask[: len(left)] = np.frombuffer(left, np.uint8)
+            mask[: len(goes_left)] = np.frombuffer(goes_left, np.uint8)
             splits.append((int(feature), mask))
         return splits
 
@@ -664,6 +860,15 @@ class _Disguise:
         if samples % 8 and any(row[-1] >> samples % 8 for row in nodes.rows):
             raise channel.misbehaved(WrongLength, f"named rows beyond the {samples} of the shared order")
         return [np.flatnonzero(_unpacked(np.frombuffer(row, np.uint8), samples)) for row in nodes.rows]
+
+    def conceal(self, feature: int, mask: U8) -> tuple[int, U8]:
+        """A split in the active side's terms, the inverse of :meth:`reveal`."""
+        opaque = int(np.flatnonzero(self.feature == feature)[0])
+        bits = np.unpackbits(mask, bitorder="little")[self.natural[opaque]]
+        hidden = np.zeros(kernel.MASK, np.uint8)
+        packed = np.packbits(bits, bitorder="little")
+        hidden[: len(packed)] = packed
+        return opaque, hidden
 
     def reveal(self, opaque: int, mask: U8) -> tuple[int, U8]:
         """A split in the passive side's own terms: natural feature and bins."""

@@ -65,8 +65,8 @@ def greet(channel: Channel, contract: Contract, *, role: str, job: str, model_id
         channel: a new channel; its ``session`` is set.
         contract: this side's copy; only its hash is sent.
         role: ``active`` or ``passive``.
-        job: the command that runs, for instance ``train``.
-        model_id: the saved model whose share this side holds; empty unless the job scores.
+        job: the command that runs, for instance ``train`` or ``train --resume``.
+        model_id: the saved model whose share this side holds; empty unless the job scores or goes on from one.
 
     Raises:
         VersionMismatch, ContractMismatch, JobMismatch: the two sides were set up differently.

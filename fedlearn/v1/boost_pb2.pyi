@@ -59,3 +59,39 @@ class BoostFinish(_message.Message):
 class BoostSaved(_message.Message):
     __slots__ = ()
     def __init__(self) -> None: ...
+
+class BoostResume(_message.Message):
+    __slots__ = ("run", "rounds", "splits", "ledgers", "vectors_spent", "splits_spent", "transfers_spent", "kl_spent")
+    RUN_FIELD_NUMBER: _ClassVar[int]
+    ROUNDS_FIELD_NUMBER: _ClassVar[int]
+    SPLITS_FIELD_NUMBER: _ClassVar[int]
+    LEDGERS_FIELD_NUMBER: _ClassVar[int]
+    VECTORS_SPENT_FIELD_NUMBER: _ClassVar[int]
+    SPLITS_SPENT_FIELD_NUMBER: _ClassVar[int]
+    TRANSFERS_SPENT_FIELD_NUMBER: _ClassVar[int]
+    KL_SPENT_FIELD_NUMBER: _ClassVar[int]
+    run: bytes
+    rounds: _containers.RepeatedScalarFieldContainer[int]
+    splits: _containers.RepeatedScalarFieldContainer[int]
+    ledgers: _containers.RepeatedScalarFieldContainer[bytes]
+    vectors_spent: int
+    splits_spent: int
+    transfers_spent: int
+    kl_spent: float
+    def __init__(self, run: _Optional[bytes] = ..., rounds: _Optional[_Iterable[int]] = ..., splits: _Optional[_Iterable[int]] = ..., ledgers: _Optional[_Iterable[bytes]] = ..., vectors_spent: _Optional[int] = ..., splits_spent: _Optional[int] = ..., transfers_spent: _Optional[int] = ..., kl_spent: _Optional[float] = ...) -> None: ...
+
+class BoostEarlier(_message.Message):
+    __slots__ = ("rounds", "splits")
+    ROUNDS_FIELD_NUMBER: _ClassVar[int]
+    SPLITS_FIELD_NUMBER: _ClassVar[int]
+    rounds: int
+    splits: int
+    def __init__(self, rounds: _Optional[int] = ..., splits: _Optional[int] = ...) -> None: ...
+
+class BoostReplay(_message.Message):
+    __slots__ = ("splits", "trees")
+    SPLITS_FIELD_NUMBER: _ClassVar[int]
+    TREES_FIELD_NUMBER: _ClassVar[int]
+    splits: _containers.RepeatedScalarFieldContainer[int]
+    trees: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, splits: _Optional[_Iterable[int]] = ..., trees: _Optional[_Iterable[int]] = ...) -> None: ...
