@@ -21,6 +21,7 @@ The *active* side has labels and features and drives; the *passive* side has fea
                       BoostSides                      ──►   their sides
       after each round:                               ◄──   BoostRoundDone   progress
       at the end:                                     ◄──   BoostFinish      which splits the model keeps
+         (disclose) if the contract has it: ──►             these splits in plain terms
          both: BoostSaved once written                ◄─►
 
 The active side learns the sums of quantised gradients over opaque bins for the nodes it asks about; and the sides of
@@ -156,6 +157,7 @@ class ActiveResult:
         held_out: float64 (K, m), margins of each row from the model that did not see it; NaN without folds.
         model_id: 16 bytes that both shares carry.
         names: of the opaque features, if the contract discloses them.
+        features: the opaque features as they were announced.
     """
 
     fit: Fit
@@ -163,6 +165,7 @@ class ActiveResult:
     held_out: F64
     model_id: bytes
     names: tuple[str, ...]
+    features: Features
 
 
 @dataclass(frozen=True)
@@ -201,7 +204,8 @@ def train_active(channel: Channel, contract: Contract, data: ActiveData) -> Acti
     forest = fit.forest
     model_id = _model_id(channel, contract)
     channel.send(pb.BoostFinish(kept=forest.passive_splits.tolist(), model_id=model_id))
-    return ActiveResult(Fit(forest.renumbered(), fit.margins, fit.history), fold, held_out, model_id, peer.names)
+    fit = Fit(forest.renumbered(), fit.margins, fit.history)
+    return ActiveResult(fit, fold, held_out, model_id, peer.names, peer.features)
 
 
 def train_passive(channel: Channel, contract: Contract, data: PassiveData, draws: Draws | None = None) -> PassiveResult:
