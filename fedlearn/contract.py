@@ -161,6 +161,7 @@ class Disclosure(_Strict):
     """What a side may be told beyond what the protocols need."""
 
     names: bool = Field(False, description="the active side learns the names of the passive features in its trees")
+    model: bool = Field(False, description="the active side learns the passive splits of its trees in plain terms")
 
 
 class Contract(_Strict):

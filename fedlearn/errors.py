@@ -183,6 +183,13 @@ class NotInContract(Refused):
     resolve = "Agree a contract that allows this job."
 
 
+class NotDisclosed(Refused):
+    """An export that needs the passive splits in plain terms, of a model that was trained without disclosing them."""
+
+    exit_code = 49
+    resolve = "Export with --format view or text, or agree [disclosure] model = true in a contract and train under it."
+
+
 # --- the peer, without malice ----------------------------------------------------------------------
 
 

@@ -26,7 +26,7 @@ from fedlearn.channel.channel import Progress
 from fedlearn.contract import Contract, PartyFile, Side, load_contract
 from fedlearn.crypto.draws import Draws
 from fedlearn.crypto.lwe import Plan
-from fedlearn.data import Binning, PartyTable, fit_binning, load_table
+from fedlearn.data import Binning, FeatureBins, PartyTable, fit_binning, load_table
 from fedlearn.errors import BadConfig, BadLabel, NotInContract, OutputExists, WrongCheckpoint, WrongModel
 from fedlearn.keys import check_own
 from fedlearn.learner.booster import Rows
@@ -34,7 +34,7 @@ from fedlearn.learner.grower import Features
 from fedlearn.learner.objective import objective_of
 from fedlearn.models import checkpoint
 from fedlearn.models import share as shares
-from fedlearn.protocols import align, boost, handshake, matvec, score
+from fedlearn.protocols import align, boost, disclose, handshake, matvec, score
 from fedlearn.protocols.align import Alignment
 from fedlearn.protocols.resume import Start
 from fedlearn.report.metrics import figures
@@ -326,7 +326,11 @@ def _train_active(
     data = boost.ActiveData(rows, position, alignment.size)
     result = boost.train_active(channel, contract, data, checkpoint=keeper, earlier=earlier.forest if earlier else None)
     forest = result.fit.forest
-    share = shares.ActiveShare(result.model_id, binning, forest, len(forest.passive_splits))
+    disclosed = None
+    if contract.disclosure.model:
+        told = disclose.receive(channel, contract, forest, result.features, result.names)
+        disclosed = share_of(told, contract, result.model_id)
+    share = shares.ActiveShare(result.model_id, binning, forest, len(forest.passive_splits), result.names, disclosed)
     shares.save(share, folder, contract, own.party)
     opaque = tuple(f"{contract.passive.name}#{k}" for k in range(len(contract.passive.features)))
     facts: Summary = {
@@ -360,6 +364,8 @@ def _train_passive(
     splits = (earlier.feature, earlier.masks) if earlier else None
     result = boost.train_passive(channel, contract, data, Draws(seed), checkpoint=keeper, earlier=splits)
     share = shares.PassiveShare(result.model_id, binning, result.feature, result.masks, seed)
+    if contract.disclosure.model:
+        disclose.send(channel, contract, splits_of(share))
     shares.save(share, folder, contract, own.party)
     used = np.bincount(result.feature, minlength=len(binning.features))
     return {
@@ -471,6 +477,21 @@ def features_of(binning: Binning, side: Side) -> Features:
         np.array([f.kind == "number" for f in binning.features], np.bool_),
         np.array([side.monotone.get(f.name, 0) for f in binning.features], np.int8),
     )
+
+
+def splits_of(share: shares.PassiveShare) -> disclose.Splits:
+    """A passive half as it is told to a peer that may know it."""
+    names, edges, categories = zip(*((f.name, f.edges, f.categories) for f in share.binning.features), strict=True)
+    return disclose.Splits(names, edges, categories, share.feature, share.masks)
+
+
+def share_of(told: disclose.Splits, contract: Contract, model_id: bytes) -> shares.PassiveShare:
+    """What the active side was told, as a passive half that has the model's thresholds for edges."""
+    features = tuple(
+        FeatureBins(name, contract.passive.features[name], edges, categories)
+        for name, edges, categories in zip(told.names, told.edges, told.categories, strict=True)
+    )
+    return shares.PassiveShare(model_id, Binning(features), told.feature, told.masks)
 
 
 def rows_of(table: PartyTable, binning: Binning, contract: Contract) -> Rows:

@@ -12,7 +12,7 @@ import typer
 from rich.text import Text
 
 from fedlearn import __version__
-from fedlearn.cli import agreement, bench, demo, keys, party
+from fedlearn.cli import agreement, bench, demo, export, keys, party
 from fedlearn.cli.show import err, out
 from fedlearn.errors import CannotWrite, FedlearnError, Interrupted
 
@@ -25,6 +25,7 @@ app = typer.Typer(
 )
 party.add_to(app)
 demo.add_to(app)
+app.command()(export.export)
 app.add_typer(keys.app, name="keys")
 app.add_typer(agreement.contract_app, name="contract")
 app.add_typer(agreement.party_app, name="party")

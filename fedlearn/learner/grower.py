@@ -296,9 +296,9 @@ def _make(tree: Tree, leaves: list[int], bins: U8, own: int, depth: int, number:
         found = tree.best.pop(leaf)
         split[leaf] = s
         left, right = growth.add(), growth.add()
-        growth.left[leaf], growth.gain[leaf] = left, found.gain
+        growth.left[leaf], growth.gain[leaf], growth.masks[leaf] = left, found.gain, found.mask
         if found.feature < own:
-            growth.feature[leaf], growth.masks[leaf] = found.feature, found.mask
+            growth.feature[leaf] = found.feature
         else:
             growth.feature[leaf], growth.opaque[leaf] = -1 - number, found.feature - own
             number += 1

@@ -20,7 +20,7 @@ class Forest:
         output: int32 (T,), the margin that each tree adds to.
         feature: int32 (nodes,): own feature; or -1 - s for passive split s. 0 at a leaf.
         opaque: int32 (nodes,): which opaque passive feature a passive split uses, else -1.
-        masks: uint8 (nodes, 32): bins that go left; zero for passive splits.
+        masks: uint8 (nodes, 32): bins that go left; of an opaque passive feature its opaque bins.
         left: int32 (nodes,): left child, its sibling follows; -1 at a leaf.
         value: float64 (nodes,): weight of a leaf, learning rate included; 0 at a split.
         gain: float64 (nodes,): gain of a split.

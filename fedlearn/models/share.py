@@ -36,12 +36,19 @@ _COLUMNS = {
 
 @dataclass(frozen=True)
 class ActiveShare:
-    """The active side's half: its binning, its trees, and how many splits the passive half has."""
+    """The active side's half: its binning, its trees, and how many splits the passive half has.
+
+    Attributes:
+        names: of the opaque features, if the contract discloses them.
+        disclosed: the passive half as far as the model uses it, if the contract discloses that.
+    """
 
     model_id: bytes
     binning: Binning
     forest: Forest
     passive_splits: int
+    names: tuple[str, ...] = ()
+    disclosed: PassiveShare | None = None
 
 
 @dataclass(frozen=True)
@@ -114,7 +121,10 @@ def save(share: Share, folder: Path, contract: Contract, party: str) -> None:
             "output": share.forest.output.tolist(),
             "objective": contract.boost.objective,
             "passive_splits": share.passive_splits,
+            "names": list(share.names),
         }
+        if share.disclosed is not None:
+            head["disclosed"] = _save_disclosed(share.disclosed, folder)
     (folder / "share.json").write_text(json.dumps(head, indent=1) + "\n", encoding="utf-8")
 
 
@@ -165,7 +175,9 @@ def load(folder: Path, contract: Contract, party: str, *, to_go_on: bool = False
         binning = Binning.from_json(head["binning"])
         model_id = bytes.fromhex(head["model_id"])
         if head["role"] == "active":
-            share: Share = ActiveShare(model_id, binning, _forest(table, head), int(head["passive_splits"]))
+            forest, names = _forest(table, head), tuple(map(str, head.get("names", ())))
+            disclosed = _disclosed(head["disclosed"], folder, model_id) if "disclosed" in head else None
+            share: Share = ActiveShare(model_id, binning, forest, int(head["passive_splits"]), names, disclosed)
         elif head["role"] == "passive":
             disguise = bytes.fromhex(head.get("disguise", ""))
             share = PassiveShare(model_id, binning, table["feature"].to_numpy(), _masks(table), disguise)
@@ -175,6 +187,23 @@ def load(folder: Path, contract: Contract, party: str, *, to_go_on: bool = False
     except (KeyError, TypeError, ValueError, OverflowError, pa.ArrowException) as error:
         raise WrongModel(f"the share in {folder} is damaged: {error}") from None
     return share
+
+
+def _save_disclosed(half: PassiveShare, folder: Path) -> dict[str, Any]:
+    feather.write_feather(_split_table(half), folder / "disclosed.arrow", compression="zstd")
+    digest = hashlib.sha256((folder / "disclosed.arrow").read_bytes()).hexdigest()
+    return {"arrow_sha256": digest, "binning": half.binning.to_json()}
+
+
+def _disclosed(head: dict[str, Any], folder: Path, model_id: bytes) -> PassiveShare:
+    try:
+        raw = (folder / "disclosed.arrow").read_bytes()
+    except OSError as error:
+        raise ValueError(f"disclosed.arrow cannot be read ({error.strerror})") from None
+    if head["arrow_sha256"] != hashlib.sha256(raw).hexdigest():
+        raise ValueError("the hash of disclosed.arrow differs from share.json's")
+    table = feather.read_table(pa.BufferReader(raw))
+    return PassiveShare(model_id, Binning.from_json(head["binning"]), table["feature"].to_numpy(), _masks(table))
 
 
 def _forest_table(forest: Forest) -> pa.Table:
@@ -215,6 +244,10 @@ def _check(share: Share) -> None:
         if len(share.feature) and not 0 <= share.feature.min() <= share.feature.max() < features:
             raise ValueError("a split names a feature that does not exist")
         return
+    if share.disclosed is not None:
+        _check(share.disclosed)
+        if len(share.disclosed.feature) != share.passive_splits:
+            raise ValueError("it has other passive splits than were disclosed")
     forest = share.forest
     nodes, split = len(forest.left), forest.left >= 0
     if np.any(forest.left[split] <= np.flatnonzero(split)) or np.any(forest.left[split] + 1 >= nodes):

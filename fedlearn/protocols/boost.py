@@ -26,6 +26,7 @@ The *active* side has labels and features and drives; the *passive* side has fea
                       BoostSides                      ──►   their sides
       after each round:                               ◄──   BoostRoundDone   progress
       at the end:                                     ◄──   BoostFinish      which splits the model keeps
+         (disclose) if the contract has it: ──►             these splits in plain terms
          both: BoostSaved once written                ◄─►
 
 The active side learns the sums of quantised gradients over opaque bins for the nodes it asks about; and the sides of
@@ -183,6 +184,7 @@ class ActiveResult:
         held_out: float64 (K, m), margins of each row from the model that did not see it; NaN without folds.
         model_id: 16 bytes that both shares carry.
         names: of the opaque features, if the contract discloses them.
+        features: the opaque features as they were announced.
         start: what training went on from.
     """
 
@@ -191,6 +193,7 @@ class ActiveResult:
     held_out: F64
     model_id: bytes
     names: tuple[str, ...]
+    features: Features
     start: Start = field(default_factory=Start)
 
 
@@ -265,7 +268,7 @@ def train_active(
     model_id = _model_id(channel, contract)
     channel.send(pb.BoostFinish(kept=forest.passive_splits.tolist(), model_id=model_id))
     final = Fit(forest.renumbered(), fit.margins, fit.history)
-    return ActiveResult(final, fold, held_out, model_id, peer.names, start)
+    return ActiveResult(final, fold, held_out, model_id, peer.names, peer.features, start)
 
 
 def _round_end(
