@@ -18,6 +18,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from fedlearn.bench import yardstick
 from fedlearn.bench.pair import party_channel, peak_mib, run_pair
 from fedlearn.channel import Channel
 from fedlearn.contract import Align, Boost, Budget, Contract, Data, Encryption, Key, Kind, Label, Side
@@ -216,24 +217,13 @@ def _main(settings: dict[str, Any]) -> dict[str, Any]:
 
 def _xgboost(setting: Setting, contract: Contract) -> dict[str, float]:
     """XGBoost ``hist`` on the pooled rows, in this process, with all cores."""
-    try:
-        import xgboost
-    except ModuleNotFoundError:
-        raise FileMissing("the yardstick is not installed: pip install xgboost-cpu") from None
+    xgboost = yardstick.load()
     tables = {role: _table(setting, contract, role) for role in _TABLES}
     label = _rows(tables["active"], contract).label
     split = split_of(len(label), contract.boost)
-    columns, types = [], []
-    for role, table in tables.items():
-        for name in contract.side(role).features:
-            column = table.columns[name]
-            if isinstance(column, np.ndarray):
-                columns.append(column)
-                types.append("q")
-            else:
-                columns.append(column.indices.to_numpy(zero_copy_only=False).astype(float))
-                types.append("c")
-    values = np.stack(columns, axis=1)
+    values, types = yardstick.values_of(
+        table.columns[name] for role, table in tables.items() for name in contract.side(role).features
+    )
 
     def rows_of(rows: NDArray[np.int64], reference: Any = None) -> Any:
         return xgboost.QuantileDMatrix(
@@ -246,14 +236,7 @@ def _xgboost(setting: Setting, contract: Contract) -> dict[str, float]:
         )
 
     train = rows_of(split.train)
-    settings = {
-        "objective": "binary:logistic",
-        "tree_method": "hist",
-        "max_depth": contract.boost.depth,
-        "max_bin": contract.boost.bins,
-        "eta": contract.boost.learning_rate,
-        "max_cat_to_onehot": 1,
-    }
+    settings = yardstick.settings_of(contract.boost)
     xgboost.train(settings, train, 1)
     started = time.perf_counter()
     model = xgboost.train(settings, train, contract.boost.trees)
