@@ -486,7 +486,7 @@ def test_growth_by_leaf_of_lightgbm():
 
 
 def test_auc_on_a_real_table():
-    """Five folds in lock-step, mean of two rounding seeds, which alone differ by 0.001; a fold's AUC is good to 0.015."""
+    """Five folds in lock-step, two rounding seeds, which alone differ by 0.001; a fold's AUC is good to 0.015."""
     table = bench._packaged("modeldata", "credit_data", "Status", "bad", ())
     found = bench._of_table(bench.Setting(bits=(Boost().gradient_bits,), seeds=2, trees=40, depth=4), table)
     assert found["auc_xgboost"] > 0.83

@@ -48,7 +48,7 @@ class Setting:
         bits: gradient bits to compare.
         seeds: how many rounding seeds each is averaged over.
         folds, trees, depth, bins, learning_rate: as in a contract.
-        rows: rows of the generated table; 0 leaves it out.
+        rows: rows of the larger generated table; 0 leaves both out.
         file: a CSV file that takes the place of packaged and generated tables.
         label, positive: its label column and the text of a positive label.
         leave_out: its columns that are no features (identifiers).
@@ -184,6 +184,7 @@ def _tables(setting: Setting) -> dict[str, PartyTable]:
     tables = {packaged[1]: _packaged(*packaged) for packaged in _PACKAGED}
     if setting.rows:
         tables["generated"] = _generated(setting.rows)
+        tables["interaction"] = _interaction(setting.rows // 5)
     return tables
 
 
@@ -228,3 +229,13 @@ def _generated(rows: int) -> PartyTable:
     columns |= {"town": np.char.add("t", town.astype(str)), "trade": np.char.add("s", trade.astype(str))}
     kinds: dict[str, Kind] = {name: "category" if name in ("town", "trade") else "number" for name in columns}
     return make_table(np.arange(rows), columns, kinds, label.astype(np.int8))
+
+
+def _interaction(rows: int) -> PartyTable:
+    """Little noise, and a product that no single split finds: the hardest case for coarse gradients."""
+    draws = np.random.default_rng(5)
+    x = draws.normal(size=(rows, 8))
+    score = x[:, 0] + x[:, 7] + x[:, 1] * x[:, 6] + draws.normal(size=rows)
+    columns = {f"x{i}": values for i, values in enumerate(x.T)}
+    label = (score > np.quantile(score, 0.6)).astype(np.int8)
+    return make_table(np.arange(rows), columns, dict.fromkeys(columns, "number"), label)
