@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -16,6 +16,7 @@ from fedlearn.data import fit_binning, make_table
 from fedlearn.jobs import features_of
 from fedlearn.kernels import trees as kernel
 from fedlearn.learner.booster import Fit, Rows
+from fedlearn.learner.grower import Features, Request, Routing
 from fedlearn.models.forest import Forest
 from fedlearn.protocols import boost, handshake
 
@@ -111,6 +112,11 @@ class Case:
         """The same learner on all columns in one place, without a peer."""
         return boost.cross_validate(self.contract(**changes), self.pooled(), None)[2]
 
+    def fit_plain(self, **changes: Any) -> Fit:
+        """With a peer that sums in plain sight."""
+        peer = Plain(self.passive.bins, self.passive.features)
+        return boost.cross_validate(self.contract(**changes), self.active.rows, peer)[2]
+
     def fit_alone(self, **changes: Any) -> Fit:
         """The active side's columns alone."""
         return boost.cross_validate(self.contract(**changes), self.active.rows, None)[2]
@@ -177,3 +183,23 @@ class spoiling:  # noqa: N801  (used like a function)
         if isinstance(message, self._kind):
             self._spoil(message)
         self._channel.send(message)
+
+
+@dataclass(frozen=True)
+class Plain:
+    """A peer without secrets: the passive side's bins, summed and compared here and now."""
+
+    bins: np.ndarray
+    features: Features
+
+    def ask(self, requests: list[Request], nodes: int) -> Callable[[], np.ndarray]:
+        if not requests:
+            return lambda: np.zeros((0, int(self.features.sizes.sum()), 2), np.int64)
+        return lambda: kernel.histograms(self.bins, self.features.sizes, [(r.values, r.rows) for r in requests])
+
+    def route(self, routings: list[Routing]) -> tuple[list[int], list[np.ndarray]]:
+        sides = []
+        for chosen, which in routings:
+            left = [np.isin(self.bins[f], np.flatnonzero(np.unpackbits(mask, bitorder="little"))) for f, mask in chosen]
+            sides.append(np.where(which < 0, 0, np.array(left)[which, np.arange(len(which))]).astype(np.uint8))
+        return [0] * len(routings), sides

@@ -404,6 +404,108 @@ def test_labels_that_cannot_be_trained_on(write, labels, sentence):
         load(path, label=STATUS)
 
 
+SPEND = Label(column="Spend")
+GRADE = Label(column="Grade", classes=("low", "mid", "high"))
+
+
+def load_target(write, rows, label, target, key=PHONE):
+    """Rows of phone, label and weight."""
+    path = write(f"phone,{label.column},W\n" + "".join(f"{row}\n" for row in rows))
+    return load_table(Data(path=path), key, {}, label, 100, target)
+
+
+@pytest.mark.parametrize(
+    ("target", "cells", "expected"),
+    [
+        ("number", ["-1.5", " 2e3 ", "0"], [-1.5, 2000, 0]),
+        ("count", ["0", "7", "0.5"], [0, 7, 0.5]),
+    ],
+)
+def test_numbers_and_counts_as_labels(write, target, cells, expected):
+    table = load_target(write, [f"{i},{cell},1" for i, cell in enumerate(cells)], SPEND, target)
+    assert table.label.dtype == np.float64
+    assert table.label.tolist() == expected
+    assert table.weight is None
+
+
+def test_classes_are_numbered_as_the_contract_lists_them(write):
+    table = load_target(write, ["1,high,1", "2, low ,1", "3,mid,1", "4,high,1"], GRADE, "classes")
+    assert table.label.tolist() == [2, 0, 1, 2]
+
+
+def test_more_classes_than_a_byte_counts(write):
+    names = tuple(f"c{k}" for k in range(300))
+    label = Label(column="Grade", classes=names)
+    table = load_table(
+        Data(path=write("phone,Grade\n" + "".join(f"{k},{name}\n" for k, name in enumerate(names)))), PHONE, {}, label,
+        1000, "classes",
+    )  # fmt: skip
+    assert table.label.tolist() == list(range(300))
+
+
+@pytest.mark.parametrize(
+    ("label", "target", "cells", "error", "sentence"),
+    [
+        (SPEND, "number", ["1", "", "2"], BadLabel, r"label column 'Spend' of .*csv is missing in 1 row\(s\).* row 2"),
+        (SPEND, "number", ["1", "x", "2"], NotNumeric, r"column 'Spend' of .*csv holds 'x' in row 2"),
+        (SPEND, "number", ["1", "2", "inf"], NotFinite, r"column 'Spend' of .*csv holds an infinite value in row 3"),
+        (SPEND, "number", ["7", "7.0", "7"], BadLabel, r"label column 'Spend' of .*csv is constant: every row has 7"),
+        (
+            SPEND,
+            "count",
+            ["1", "0", "-2"],
+            BadLabel,
+            r"label column 'Spend' of .*csv is negative in 1 row\(s\).* row 3",
+        ),
+        (SPEND, "count", ["1", "NA", "0"], BadLabel, r"label column 'Spend' of .*csv is missing in 1 row\(s\).* row 2"),
+        (GRADE, "classes", ["low", "mid", "top"], BadLabel, r"not one of the contract's classes in 1 row\(s\).* in 3"),
+        (GRADE, "classes", ["low", "", "mid"], BadLabel, r"label column 'Grade' of .*csv is missing or .* first in 2"),
+        (GRADE, "classes", ["mid", "mid", "mid"], BadLabel, r"label column 'Grade' of .*csv is constant: .* 'mid'"),
+    ],
+)
+def test_targets_that_cannot_be_trained_on(write, label, target, cells, error, sentence):
+    rows = [f"{i},{cell},1" for i, cell in enumerate(cells)]
+    with pytest.raises(error, match=sentence):
+        load_target(write, rows, label, target)
+
+
+@pytest.mark.parametrize("target", ["number", "classes", "binary"])
+def test_weights_follow_their_rows(write, target):
+    """Also past a row that the contract lets drop, whose own weight is not looked at."""
+    cells = {"number": ["1", "2", "3"], "classes": ["low", "mid", "low"], "binary": ["1", "0", "1"]}[target]
+    label = (GRADE if target == "classes" else SPEND).model_copy(update={"weight": "W"})
+    rows = [f"5,{cells[0]},0.5", f",{cells[1]},-1", f"6,{cells[1]},2", f"7,{cells[2]},1e-3"]
+    table = load_target(write, rows, label, target, Key(column="phone", nulls="drop"))
+    assert table.weight.dtype == np.float64
+    assert table.weight.tolist() == [0.5, 2, 0.001]
+    assert table.take(np.array([2, 0])).weight.tolist() == [0.001, 0.5]
+    lighter = load_target(write, [*rows[:3], f"7,{cells[2]},2e-3"], label, target, Key(column="phone", nulls="drop"))
+    assert lighter.fingerprint() != table.fingerprint()
+
+
+@pytest.mark.parametrize(
+    ("cell", "error", "sentence"),
+    [
+        ("0", BadLabel, "weight column 'W' of .*csv is missing or not positive first in row 3"),
+        ("-1", BadLabel, "weight column 'W' of .*csv is missing or not positive first in row 3"),
+        ("", BadLabel, "weight column 'W' of .*csv is missing or not positive first in row 3"),
+        ("inf", NotFinite, "column 'W' of .*csv holds an infinite value in row 3"),
+        ("heavy", NotNumeric, "column 'W' of .*csv holds 'heavy' in row 3"),
+    ],
+)
+def test_weights_that_cannot_be_used(write, cell, error, sentence):
+    """Rows count as in the file, also after one that was dropped."""
+    label = SPEND.model_copy(update={"weight": "W"})
+    rows = ["5,1,1", ",2,1", f"6,3,{cell}", "7,4,1"]
+    with pytest.raises(error, match=sentence):
+        load_target(write, rows, label, "number", Key(column="phone", nulls="drop"))
+
+
+def test_a_weight_column_that_is_not_there(write):
+    with pytest.raises(ColumnMissing, match="column 'V' is not in"):
+        load_target(write, ["1,1,1"], SPEND.model_copy(update={"weight": "V"}), "number")
+
+
 def test_unequal_or_two_dimensional_columns_in_memory():
     with pytest.raises(BadConfig, match=r"column 'a' of t has 1 rows, but there are 2 identifiers"):
         make_table([1, 2], {"a": [1]}, {"a": "number"}, source="t")

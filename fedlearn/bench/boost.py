@@ -19,6 +19,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from fedlearn.bench import yardstick
 from fedlearn.bench.pair import party_channel, peak_mib, run_pair
 from fedlearn.channel import Channel
 from fedlearn.contract import Align, Boost, Budget, Contract, Data, Encryption, Key, Kind, Label, Side
@@ -226,19 +227,17 @@ def _main(settings: dict[str, Any]) -> dict[str, Any]:
 
 def _xgboost(setting: Setting, contract: Contract) -> dict[str, float]:
     """XGBoost ``hist`` on the pooled rows, in this process, with all cores."""
-    try:
-        import xgboost
-    except ModuleNotFoundError:
-        raise FileMissing("the yardstick is not installed: pip install xgboost-cpu") from None
+    xgboost = yardstick.load()
     tables = {role: _tables(setting, contract, role) for role in _SOURCES}
     binning = fit_binning(tables["active"][0], contract.boost.bins, contract.active.features)
     labels = [rows_of(table, binning, contract).label for table in tables["active"]]
-    types = ["q" if kind == "number" else "c" for role in _SOURCES for kind in contract.side(role).features.values()]
 
     def matrix(part: int, reference: Any = None) -> Any:
-        columns = [_as_numbers(t[part].columns[f]) for r, t in tables.items() for f in contract.side(r).features]
+        values, types = yardstick.values_of(
+            t[part].columns[f] for r, t in tables.items() for f in contract.side(r).features
+        )
         return xgboost.QuantileDMatrix(
-            np.stack(columns, axis=1),
+            values,
             labels[part],
             feature_types=types,
             enable_categorical=True,
@@ -249,14 +248,7 @@ def _xgboost(setting: Setting, contract: Contract) -> dict[str, float]:
     started = time.perf_counter()
     train = matrix(0)
     setup = time.perf_counter() - started
-    settings = {
-        "objective": "binary:logistic",
-        "tree_method": "hist",
-        "max_depth": contract.boost.depth,
-        "max_bin": contract.boost.bins,
-        "eta": contract.boost.learning_rate,
-        "max_cat_to_onehot": 1,
-    }
+    settings = yardstick.settings_of(contract.boost)
     xgboost.train(settings, train, 1)
     started, cpu = time.perf_counter(), time.process_time()
     model = xgboost.train(settings, train, contract.boost.trees)
@@ -268,14 +260,6 @@ def _xgboost(setting: Setting, contract: Contract) -> dict[str, float]:
         "xgboost_cpu_seconds_per_tree": cpu / contract.boost.trees,
         "auc_xgboost": figures(LOGISTIC, labels[1], margins[None])["auc"],
     }
-
-
-def _as_numbers(column: Any) -> NDArray[np.float64]:
-    """A column as XGBoost takes it: numbers, or the codes of categories."""
-    if isinstance(column, np.ndarray):
-        return column
-    codes: NDArray[np.float64] = column.indices.to_numpy(zero_copy_only=False).astype(float)
-    return codes
 
 
 if __name__ == "__main__":

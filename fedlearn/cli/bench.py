@@ -74,3 +74,44 @@ def boost(
         print(json.dumps(result))
     else:
         show.out.print(show.facts_table("boosted trees", result))
+
+
+@app.command()
+def bits(
+    file: Annotated[str | None, typer.Option(help="CSV in place of packaged and generated tables")] = None,
+    label: Annotated[str, typer.Option(help="its label column")] = "label",
+    positive: Annotated[str, typer.Option(help="text of a positive label")] = "1",
+    leave_out: Annotated[list[str], typer.Option(help="a column that is no feature; may be repeated")] = ["id"],  # noqa: B006
+    rows: Annotated[int, typer.Option(help="rows of the generated table; 0 leaves it out")] = 100_000,
+    bins: Annotated[int, typer.Option(help="bins per feature")] = 32,
+    depth: Annotated[int, typer.Option(help="depth of a tree")] = 5,
+    trees: Annotated[int, typer.Option(help="number of trees")] = 60,
+    folds: Annotated[int, typer.Option(help="cross-validation folds")] = 5,
+    seeds: Annotated[int, typer.Option(help="rounding seeds to average over")] = 3,
+    as_json: Annotated[bool, typer.Option("--json", help="print JSON")] = False,
+) -> None:
+    """AUC by bits of a quantised gradient against XGBoost on the same folds, and bytes of a ciphertext word.
+
+    Example: fedlearn bench bits --file credit.csv --label default --json
+    """
+    from fedlearn.bench import bits as bench
+
+    setting = bench.Setting(
+        seeds=seeds, folds=folds, trees=trees, depth=depth, bins=bins, rows=rows, file=file, label=label,
+        positive=positive, leave_out=tuple(leave_out),
+    )  # fmt: skip
+    result = bench.measure(setting)
+    if as_json:
+        print(json.dumps(result))
+        return
+    for name, table in result["tables"].items():
+        facts = {"XGBoost": table["auc_xgboost"]}
+        facts |= {
+            f"{n} bits": f"{found['auc']:.5f} ({found['difference']:+.5f})" for n, found in table["by_bits"].items()
+        }
+        show.out.print(show.facts_table(f"AUC on {name}", facts))
+    widths = {
+        f"{int(n):,} rows": ", ".join(f"{b}: {w or 'no'}" for b, w in found.items())
+        for n, found in result["bytes_per_word"].items()
+    }
+    show.out.print(show.facts_table("bytes of a ciphertext word, by gradient bits", widths))

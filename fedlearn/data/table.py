@@ -49,7 +49,7 @@ _ASCII_SPACE = " \t\n\v\f\r\x1c\x1d\x1e\x1f"  # what str.strip() strips, so that
 _DEFAULT_KEY = Key(column="id")
 
 
-Target = npt.NDArray[np.int8] | npt.NDArray[np.float64]
+Target = npt.NDArray[np.int8] | npt.NDArray[np.int32] | npt.NDArray[np.float64]
 
 #: What a label column holds: two values, several classes, any number, or a number that is not negative.
 TargetKind = Literal["binary", "classes", "number", "count"]
@@ -63,8 +63,8 @@ class PartyTable:
         ids: shape (n,), normalised identifiers, distinct and without nulls.
         columns: feature name to values of shape (n,): a ``number`` is float64 with NaN for missing (never infinite);
             a ``category`` is an Arrow dictionary<int32, string> with nulls for missing.
-        label: shape (n,); int8, 1 for the contract's positive value and 0 for the other, or the number of the class; or
-            float64, the value; None without label.
+        label: shape (n,); int8, 1 for the contract's positive value and 0 for the other; int32, the number of the
+            class; or float64, the value; None without label.
         weight: shape (n,), float64, positive row weights; None without.
         skipped: rows that were left out of the source as the contract allows, by reason
             (``null_ids``, ``duplicate_ids``).
@@ -332,7 +332,7 @@ def _target(labels: list[Any], kept: npt.NDArray[np.int64], label: Label, source
     return _values(np.concatenate(labels)[kept], kept, label, source, target)
 
 
-def _classes(texts: pa.StringArray, kept: npt.NDArray[np.int64], label: Label, source: str) -> npt.NDArray[np.int8]:
+def _classes(texts: pa.StringArray, kept: npt.NDArray[np.int64], label: Label, source: str) -> npt.NDArray[np.int32]:
     """The number of each row's class in the contract's list."""
     name = f"label column {label.column!r} of {source}"
     found = pc.index_in(texts, pa.array(label.classes, pa.string()))
@@ -344,7 +344,7 @@ def _classes(texts: pa.StringArray, kept: npt.NDArray[np.int64], label: Label, s
         )
     if len(texts.unique()) == 1:
         raise BadLabel(f"{name} is constant: every row has {texts[0].as_py()!r}")
-    return np.asarray(found.to_numpy(zero_copy_only=False), np.int8)
+    return np.asarray(found.to_numpy(zero_copy_only=False), np.int32)
 
 
 def _values(
@@ -647,7 +647,7 @@ def _mixed(value: Any) -> str | None:
 # --- digest ----------------------------------------------------------------------------------------
 
 
-def _feed(digest: Any, name: str, values: Column | pa.StringArray | npt.NDArray[np.int8]) -> None:
+def _feed(digest: Any, name: str, values: Column | pa.StringArray | Target) -> None:
     """Each field is its name, type, length and content, so that no two tables give the same bytes."""
     if isinstance(values, np.ndarray):
         kind, parts = values.dtype.str, [_canonical(values)]
