@@ -26,9 +26,11 @@ from fedlearn.channel.channel import Progress
 from fedlearn.contract import Contract, PartyFile, Side, load_contract
 from fedlearn.crypto.draws import Draws
 from fedlearn.crypto.lwe import Plan
+from fedlearn.crypto.privacy import epsilon_of
 from fedlearn.data import Binning, PartyTable, fit_binning, load_table
 from fedlearn.errors import BadConfig, BadLabel, NotInContract, WrongModel
 from fedlearn.keys import check_own
+from fedlearn.learner import booster
 from fedlearn.learner.booster import Rows
 from fedlearn.learner.grower import Features
 from fedlearn.learner.objective import objective_of
@@ -205,6 +207,7 @@ def _check(channel: Channel, own: Own) -> Summary:
         "query_megabytes": plan.query_bytes * vectors / 1e6 if plan else None,
         "hint_megabytes": plan.hint_bytes / 1e6 if plan else None,
         "kl_nats_at_most": plan.kl_total if plan else 0.0,
+        "privacy": _privacy_told(own.contract),
     }
 
 
@@ -399,9 +402,30 @@ def _summary(channel: Channel, own: Own, job: Job) -> Summary:
         "bytes_received": channel.bytes_received,
         "phases": {name: vars(phase).copy() for name, phase in channel.phases.items()},
         "kl_nats": channel.ledger.kl_nats,
+        **_privacy_spent(channel, own.contract),
         "ledger": channel.ledger.lines(),
         "folder": str(own.folder),
     }
+
+
+def _privacy_spent(channel: Channel, contract: Contract) -> Summary:
+    """The (ε, δ) of all noisy sums of the session; nothing without [privacy]."""
+    if contract.privacy is None:
+        return {}
+    return {"epsilon": epsilon_of(channel.ledger.rho, contract.privacy.delta), "delta": contract.privacy.delta}
+
+
+def _privacy_told(contract: Contract) -> str:
+    """What the noise of a training run would be, and what it does not cover."""
+    noise = boost.terms(contract).noise
+    if noise is None or contract.privacy is None:
+        return "no noise: sums are exact"
+    top = booster.largest_value(contract.boost)
+    return (
+        f"epsilon {contract.privacy.epsilon:g}, delta {contract.privacy.delta:g} for one row's passive features in all "
+        f"sums of one session: noise of {noise.deviation / top:.3g} times the largest gradient on every sum; the rows' "
+        f"sides at chosen splits ({contract.boost.routing} routing) and the alignment are exact"
+    )
 
 
 def _write_run(folder: Path, summary: Summary) -> None:

@@ -138,10 +138,12 @@ class Ledger:
     Attributes:
         entries: one per (protocol, message, sender), in order of first occurrence.
         kl_nats: bound on what all noisy responses together leak, Kullback-Leibler, in nats.
+        rho: zCDP cost of all sums that were given with noise for differential privacy; 0 without such noise.
     """
 
     entries: dict[tuple[str, str, str], Entry] = field(default_factory=dict)
     kl_nats: float = 0.0
+    rho: float = 0.0
 
     def record(self, protocol: str, message: Message, body: Any, size: int, sender: str, receiver: str) -> None:
         """Enter one message of ``size`` bytes."""
@@ -158,11 +160,16 @@ class Ledger:
         """Add the leakage bound of further noisy responses; it adds up however adaptively they were chosen."""
         self.kl_nats += nats
 
+    def add_rho(self, rho: float) -> None:
+        """Add the privacy cost of further sums; zero-concentrated differential privacy adds up."""
+        self.rho += rho
+
     def lines(self) -> list[dict[str, Any]]:
         """The entries as plain dictionaries, sorted so that both sides list them alike."""
         return [vars(self.entries[key]).copy() for key in sorted(self.entries)]
 
     def digest(self) -> bytes:
         """SHA-256 over the canonical JSON of the ledger, for the comparison when parting."""
-        body = json.dumps([self.lines(), f"{self.kl_nats:.6e}"], sort_keys=True, separators=(",", ":"))
+        content = [self.lines(), f"{self.kl_nats:.6e}", f"{self.rho:.6e}"]
+        body = json.dumps(content, sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(body.encode()).digest()

@@ -98,7 +98,15 @@ class Plan:
 
 
 def make_plan(
-    *, rows: int, samples: int, largest: int, squares: int, largest_value: int, vectors: int, kl_nats: float
+    *,
+    rows: int,
+    samples: int,
+    largest: int,
+    squares: int,
+    largest_value: int,
+    vectors: int,
+    kl_nats: float,
+    room: int = 0,
 ) -> Plan:
     """Choose Δ, the flood and the ciphertext width so that every sum is exact and the leakage stays in budget.
 
@@ -109,11 +117,12 @@ def make_plan(
         largest_value: largest absolute entry of any v.
         vectors: how many vectors will be asked for at most.
         kl_nats: leakage budget of the run; more than :data:`LARGEST_KL` is not used.
+        room: bound on the absolute value of what is added to a sum (:func:`shifted`).
 
     Raises:
         OverBudget: no parameters fit, with the figure that does not.
     """
-    largest_sum = samples * largest * largest_value
+    largest_sum = samples * largest * largest_value + room
     bits = largest_sum.bit_length() + 1
     shift = 64 - bits
     if shift < 16:
@@ -279,6 +288,18 @@ def respond(matrix: Matrix, mask: I8, ciphertext: bytes, count: int, plan: Plan,
         answer[start : start + lattice.LANES] = _respond_group(matrix, mask, group, plan)
     flood = (draws or Draws()).gaussian(plan.flood, answer.shape)
     return (answer + flood.view(np.uint64)).astype("<u8").tobytes()
+
+
+def shifted(answer: bytes, offsets: NDArray[np.int64], plan: Plan) -> bytes:
+    """An answer to which integers are added, above Δ: it decodes to M·v + offsets.
+
+    Args:
+        answer: of :func:`respond`.
+        offsets: int64 (K, R), absolute values within the plan's ``room``.
+        plan: the run's plan.
+    """
+    above: U64 = offsets.view(np.uint64) << np.uint64(plan.shift)
+    return (np.frombuffer(answer, "<u8").reshape(offsets.shape) + above).astype("<u8").tobytes()
 
 
 def _respond_group(matrix: Matrix, mask: I8, group: NDArray[np.uint8], plan: Plan) -> U64:

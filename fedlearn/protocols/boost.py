@@ -47,12 +47,14 @@ from fedlearn.channel import BOTH, START, Channel, Message, Reveals, Table, noth
 from fedlearn.contract import Boost, Contract
 from fedlearn.crypto.draws import Draws
 from fedlearn.crypto.matrix import Indicator
+from fedlearn.crypto.privacy import Change
 from fedlearn.errors import BeyondContract, Malformed, NoOverlap, WrongLength
 from fedlearn.kernels import trees as kernel
 from fedlearn.kernels.threads import spread
 from fedlearn.learner import booster
 from fedlearn.learner.booster import Fit, Model, Rows
 from fedlearn.learner.grower import Features, Request, Routing
+from fedlearn.learner.noisy import reconciled
 from fedlearn.protocols import matvec, transfer
 from fedlearn.v1 import boost_pb2 as pb
 from fedlearn.v1 import matvec_pb2
@@ -279,7 +281,26 @@ def _nodes(boost: Boost) -> int:
 
 def most_vectors(contract: Contract) -> int:
     """How many encrypted vectors a session may need."""
-    return most_trees(contract) * _nodes(contract.boost) * (3 if least_size(contract) > 1 else 2)
+    return most_trees(contract) * _nodes(contract.boost) * _kinds(contract)
+
+
+def _kinds(contract: Contract) -> int:
+    """Vectors for each node: gradients, hessians and, for a least child size, ones.
+
+    Noise for differential privacy would drown the ones; then sizes are checked when rows are routed.
+    """
+    return 3 if least_size(contract) > 1 and contract.privacy is None else 2
+
+
+def _touches(contract: Contract) -> int:
+    """In how many vectors of a session one row has an entry that is not zero, at most.
+
+    The nodes asked about at one level of a tree share no row, so a row is in one node of each level at most; and with
+    folds, each row is held out from one of the models.
+    """
+    boost = contract.boost
+    trees = max(1, boost.folds) * boost.trees * contract.outputs
+    return trees * min(boost.depth, _nodes(boost)) * _kinds(contract)
 
 
 def most_splits(contract: Contract) -> int:
@@ -303,9 +324,9 @@ _OPTIONS = 255
 
 def terms(contract: Contract) -> matvec.Terms:
     """What the encrypted product is used for. Raises OverBudget for more vectors than the contract's budget has."""
-    return matvec.Terms.of(
-        contract, largest_value=booster.largest_value(contract.boost), vectors=most_vectors(contract)
-    )
+    largest = booster.largest_value(contract.boost)
+    change = Change.of_indicator(len(contract.passive.features), largest, _touches(contract))
+    return matvec.Terms.of(contract, largest_value=largest, vectors=most_vectors(contract), change=change)
 
 
 def _model_id(channel: Channel, contract: Contract) -> bytes:
@@ -327,16 +348,24 @@ class Peer:
     names: tuple[str, ...]
     position: I64
     universe: int
+    noise: float = 0.0
     splits: int = 0
 
     def histograms(self, requests: list[Request], nodes: int) -> I64:
         """Sums over the passive bins, int64 (len(requests), R, V); asks about empty nodes to make up ``nodes``."""
-        kinds = 3 if least_size(self.contract) > 1 else 2
+        kinds = _kinds(self.contract)
         asked = nodes if self.contract.boost.pad_vectors else len(requests)
         if not asked:
             return np.zeros((0, int(self.features.sizes.sum()), kinds), np.int64)
         sums = self.querier.ask(_NodeVectors(requests, asked, kinds, self.position, self.universe))
-        return np.ascontiguousarray(sums.reshape(asked, kinds, -1).transpose(0, 2, 1))[: len(requests)]
+        found = np.ascontiguousarray(sums.reshape(asked, kinds, -1).transpose(0, 2, 1))[: len(requests)]
+        return self._mended(found, requests) if self.noise and requests else found
+
+    def _mended(self, sums: I64, requests: list[Request]) -> I64:
+        """Noisy sums made consistent with what this side knows, with empty counts where the learner keeps counts."""
+        totals = np.array([values[:2, rows].sum(axis=1) for values, rows in requests], np.int64)
+        counts = np.zeros((*sums.shape[:2], len(requests[0][0]) - 2), np.int64)
+        return np.concatenate([reconciled(sums, self.features.sizes, totals), counts], axis=2)
 
     def route(self, routings: list[Routing]) -> tuple[list[int], list[U8]]:
         """Name the chosen splits and learn the rows' sides."""
@@ -473,7 +502,8 @@ def _open_peer(channel: Channel, contract: Contract, data: ActiveData) -> Peer:
     receiver = None
     if boost.routing == "oblivious":
         receiver = transfer.open_receiver(channel, most_transfers(contract, data.universe))
-    return Peer(channel, contract, querier, receiver, features, names, data.position, data.universe)
+    noise = agreed.noise.deviation if agreed.noise else 0.0
+    return Peer(channel, contract, querier, receiver, features, names, data.position, data.universe, noise)
 
 
 # --- active: folds -----------------------------------------------------------------------------------
