@@ -189,11 +189,11 @@ def test_both_back_ends_add_the_same_noise(monkeypatch: pytest.MonkeyPatch) -> N
 
 def test_sums_carry_fresh_noise_of_the_promised_deviation() -> None:
     matrix, values = small()
-    noise = Noise(1e6, 1e-3, 1.0, 1e-6)
+    noise = Noise(1e9, 1e-3, 1.0, 1e-6)
     sums, _, _ = product(Terms("lwe", BITS, 127, 80, 2.0**-20, noise), matrix, values, asks=2)
     truth = values @ np.array([f == v for f, s in zip(matrix.bins, matrix.sizes, strict=True) for v in range(s)]).T
-    errors = (sums - np.concatenate([truth, truth])) / 1e6
-    assert len(np.unique(errors)) == errors.size  # asked twice, other noise
+    errors = (sums - np.concatenate([truth, truth])) / 1e9
+    assert (errors[:40] != errors[40:]).all()  # asked twice, other noise
     assert abs(errors.std() - 1) < 0.15  # 560 values: five deviations of the estimate
     assert abs(errors.mean()) < 0.22
 
