@@ -164,6 +164,17 @@ class Disclosure(_Strict):
     model: bool = Field(False, description="the active side learns the passive splits of its trees in plain terms")
 
 
+class Privacy(_Strict):
+    """Differential privacy of the passive side's answers: noise on every sum it returns; without this table, none.
+
+    Neighbouring tables differ in all of the passive side's values of one row. Alignment and the routing of rows are not
+    covered; see SECURITY.md.
+    """
+
+    epsilon: float = Field(gt=0, le=100, description="ε of all noisy sums of one session together")
+    delta: float = Field(gt=0, le=0.01, description="δ; well below one over the number of rows")
+
+
 class Contract(_Strict):
     """Everything that both sides agree to."""
 
@@ -178,6 +189,7 @@ class Contract(_Strict):
     boost: Boost = Boost()
     encryption: Encryption = Encryption()
     budget: Budget = Budget()
+    privacy: Privacy | None = None
     disclosure: Disclosure = Disclosure()
 
     @property
@@ -208,6 +220,11 @@ class Contract(_Strict):
             raise ValueError("the weight column cannot also be a feature")
         if self.active.name == self.passive.name:
             raise ValueError("active and passive must be two different parties")
+        if self.privacy and self.boost.routing == "bits":
+            raise ValueError(
+                "[privacy] does not go with routing bits, which shows the exact side of every row at every split: "
+                "choose oblivious or shared, or leave [privacy] out"
+            )
         if self.label.column in self.active.features:
             raise ValueError("the label column cannot also be a feature")
         return self

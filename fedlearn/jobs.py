@@ -26,9 +26,11 @@ from fedlearn.channel.channel import Progress
 from fedlearn.contract import Contract, PartyFile, Side, load_contract
 from fedlearn.crypto.draws import Draws
 from fedlearn.crypto.lwe import Plan
+from fedlearn.crypto.privacy import epsilon_of
 from fedlearn.data import Binning, FeatureBins, PartyTable, fit_binning, load_table
 from fedlearn.errors import BadConfig, BadLabel, NotInContract, OutputExists, WrongCheckpoint, WrongModel
 from fedlearn.keys import check_own
+from fedlearn.learner import booster
 from fedlearn.learner.booster import Rows
 from fedlearn.learner.grower import Features
 from fedlearn.learner.objective import objective_of
@@ -133,6 +135,10 @@ def prepare(
         return own
     if earlier is not None:
         own = replace(own, earlier=_earlier_share(earlier, contract, party.party, role))
+    if resume and contract.privacy is not None:
+        raise NotInContract(
+            "training under [privacy] cannot be resumed: answers given again would spend its epsilon again; train anew"
+        )
     if resume:
         kept = checkpoint.load(_checkpoint_folder(own), _binding(own))
         return replace(own, kept=kept, on_file=kept.alignment)
@@ -268,6 +274,7 @@ def _check(channel: Channel, own: Own) -> Summary:
         "query_megabytes": plan.query_bytes * vectors / 1e6 if plan else None,
         "hint_megabytes": plan.hint_bytes / 1e6 if plan else None,
         "kl_nats_at_most": plan.kl_total if plan else 0.0,
+        "privacy": _privacy_told(own.contract),
     }
 
 
@@ -312,6 +319,11 @@ def _start_facts(own: Own, start: Start) -> Summary:
     return facts
 
 
+def _kept_for(own: Own, keeper: checkpoint.Checkpoint) -> checkpoint.Checkpoint | None:
+    """Where training is kept round by round; not under [privacy], which allows no answer twice."""
+    return keeper if own.contract.privacy is None else None
+
+
 def _train_active(
     channel: Channel, own: Own, alignment: Alignment, keeper: checkpoint.Checkpoint, folder: Path
 ) -> Summary:
@@ -324,7 +336,9 @@ def _train_active(
     binning = earlier.binning if earlier else fit_binning(table, settings.bins, contract.active.features)
     rows = rows_of(table, binning, contract)
     data = boost.ActiveData(rows, position, alignment.size)
-    result = boost.train_active(channel, contract, data, checkpoint=keeper, earlier=earlier.forest if earlier else None)
+    result = boost.train_active(
+        channel, contract, data, checkpoint=_kept_for(own, keeper), earlier=earlier.forest if earlier else None
+    )
     forest = result.fit.forest
     disclosed = None
     if contract.disclosure.model:
@@ -362,7 +376,9 @@ def _train_passive(
     data = boost.PassiveData(binning.transform(table), features_of(binning, contract.passive), names)
     seed = earlier.disguise if earlier else _disguise_seed(own)
     splits = (earlier.feature, earlier.masks) if earlier else None
-    result = boost.train_passive(channel, contract, data, Draws(seed), checkpoint=keeper, earlier=splits)
+    result = boost.train_passive(
+        channel, contract, data, Draws(seed), checkpoint=_kept_for(own, keeper), earlier=splits
+    )
     share = shares.PassiveShare(result.model_id, binning, result.feature, result.masks, seed)
     if contract.disclosure.model:
         disclose.send(channel, contract, splits_of(share))
@@ -517,9 +533,30 @@ def _summary(channel: Channel, own: Own, job: Job) -> Summary:
         "bytes_received": channel.bytes_received,
         "phases": {name: vars(phase).copy() for name, phase in channel.phases.items()},
         "kl_nats": channel.ledger.kl_nats,
+        **_privacy_spent(channel, own.contract),
         "ledger": channel.ledger.lines(),
         "folder": str(own.folder),
     }
+
+
+def _privacy_spent(channel: Channel, contract: Contract) -> Summary:
+    """The (ε, δ) of all noisy sums of the session; nothing without [privacy]."""
+    if contract.privacy is None:
+        return {}
+    return {"epsilon": epsilon_of(channel.ledger.rho, contract.privacy.delta), "delta": contract.privacy.delta}
+
+
+def _privacy_told(contract: Contract) -> str:
+    """What the noise of a training run would be, and what it does not cover."""
+    noise = boost.terms(contract).noise
+    if noise is None or contract.privacy is None:
+        return "no noise: sums are exact"
+    top = booster.largest_value(contract.boost)
+    return (
+        f"epsilon {contract.privacy.epsilon:g}, delta {contract.privacy.delta:g} for one row's passive features in all "
+        f"sums of one session: noise of {noise.deviation / top:.3g} times the largest gradient on every sum; the rows' "
+        f"sides at chosen splits ({contract.boost.routing} routing) and the alignment are exact"
+    )
 
 
 def _write_run(folder: Path, summary: Summary) -> None:

@@ -194,6 +194,8 @@ MISTAKES: dict[str, tuple[Callable[[Pair], object], type[FedlearnError], tuple[s
     "too many own rows": (agreed("budget", rows=100), OverBudget, ("table.csv", "100")),
     "too many vectors": (agreed("budget", vectors=10), OverBudget, ("vectors", "'test'")),
     "too much leakage": (agreed("budget", kl_nats=1e-60), OverBudget, ("leak", "1e-60")),
+    "privacy without a delta": (agreed("privacy", epsilon=1.0), BadConfig, ("contract.toml", "privacy.delta")),
+    "privacy of no meaning": (agreed("privacy", epsilon=1.0, delta=2.0), BadConfig, ("contract.toml", "privacy.delta")),
     "nothing to train on": (agreed("align", mode="cardinality"), NotInContract, ("cardinality",)),
 }
 

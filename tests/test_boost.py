@@ -272,7 +272,7 @@ def best_split(sums: np.ndarray, ordered: bool, mask: np.ndarray, least_size: in
     rules = np.array([0.0, 1.0, 0.0, 0.0, least_size])
     gain, feature, _, _ = kernel.best_split(
         sums, np.array([0, len(sums)]), np.array([ordered]), np.zeros(1, np.int8), np.array([True]), np.ones(2),
-        rules, -np.inf, np.inf, mask,
+        rules, np.zeros(1), -np.inf, np.inf, mask,
     )  # fmt: skip
     return gain, feature
 

@@ -138,10 +138,12 @@ class Ledger:
     Attributes:
         entries: one per (protocol, message, sender), in order of first occurrence.
         kl_nats: bound on what all noisy responses together leak, Kullback-Leibler, in nats.
+        rho: zCDP cost of all sums that were given with noise for differential privacy; 0 without such noise.
     """
 
     entries: dict[tuple[str, str, str], Entry] = field(default_factory=dict)
     kl_nats: float = 0.0
+    rho: float = 0.0
 
     def record(self, protocol: str, message: Message, body: Any, size: int, sender: str, receiver: str) -> None:
         """Enter one message of ``size`` bytes."""
@@ -158,13 +160,17 @@ class Ledger:
         """Add the leakage bound of further noisy responses; it adds up however adaptively they were chosen."""
         self.kl_nats += nats
 
+    def add_rho(self, rho: float) -> None:
+        """Add the privacy cost of further sums; zero-concentrated differential privacy adds up."""
+        self.rho += rho
+
     def heard(self, sender: str) -> int:
         """How many messages a party has sent."""
         return sum(entry.messages for entry in self.entries.values() if entry.sender == sender)
 
     def copy(self) -> Ledger:
         """The ledger as it stands."""
-        return Ledger({key: replace(entry) for key, entry in self.entries.items()}, self.kl_nats)
+        return Ledger({key: replace(entry) for key, entry in self.entries.items()}, self.kl_nats, self.rho)
 
     def take_over(self, earlier: Ledger) -> None:
         """Go on from an earlier session's ledger: add its entries and its leakage to this one's."""
@@ -174,6 +180,7 @@ class Ledger:
             own.bytes += entry.bytes
             own.values += entry.values
         self.kl_nats += earlier.kl_nats
+        self.rho += earlier.rho
 
     def lines(self) -> list[dict[str, Any]]:
         """The entries as plain dictionaries, sorted so that both sides list them alike."""
@@ -181,5 +188,6 @@ class Ledger:
 
     def digest(self) -> bytes:
         """SHA-256 over the canonical JSON of the ledger, for the comparison when parting."""
-        body = json.dumps([self.lines(), f"{self.kl_nats:.6e}"], sort_keys=True, separators=(",", ":"))
+        content = [self.lines(), f"{self.kl_nats:.6e}", f"{self.rho:.6e}"]
+        body = json.dumps(content, sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(body.encode()).digest()

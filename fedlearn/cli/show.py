@@ -153,8 +153,8 @@ def phases_table(sides: dict[str, dict[str, dict[str, float]]]) -> Table:
     return table
 
 
-def ledger_table(lines: list[dict[str, Any]], kl_nats: float) -> Table:
-    """Who learned what: the same on both sides."""
+def ledger_table(lines: list[dict[str, Any]], kl_nats: float, privacy: tuple[float, float] | None = None) -> Table:
+    """Who learned what: the same on both sides. ``privacy``: the (ε, δ) of sums with noise."""
     table = Table(title="Leakage ledger (identical on both sides)", title_justify="left")
     table.add_column("message", overflow="fold")
     table.add_column("from → to", overflow="fold")
@@ -170,6 +170,11 @@ def ledger_table(lines: list[dict[str, Any]], kl_nats: float) -> Table:
             _size(line["bytes"]),
         )
     table.caption = f"noise of all encrypted answers together leaks at most {kl_nats:.2g} nats"
+    if privacy is not None:
+        table.caption += (
+            f"; the sums with noise spent epsilon {privacy[0]:.3g} at delta {privacy[1]:.2g}, which covers neither the "
+            "alignment nor the sides of rows"
+        )
     table.caption_justify = "left"
     return table
 
@@ -217,7 +222,8 @@ def summary(result: dict[str, Any]) -> None:
     if "importance" in result:
         out.print(importance_table(result["importance"]))
     out.print(phases_table({result["party"]: result["phases"]}))
-    out.print(ledger_table(result["ledger"], result["kl_nats"]))
+    privacy = (result["epsilon"], result["delta"]) if "epsilon" in result else None
+    out.print(ledger_table(result["ledger"], result["kl_nats"], privacy))
 
 
 def _size(count: float) -> str:

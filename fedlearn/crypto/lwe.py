@@ -109,7 +109,15 @@ class Plan:
 
 
 def make_plan(
-    *, rows: int, samples: int, largest: int, squares: int, largest_value: int, vectors: int, kl_nats: float
+    *,
+    rows: int,
+    samples: int,
+    largest: int,
+    squares: int,
+    largest_value: int,
+    vectors: int,
+    kl_nats: float,
+    room: int = 0,
 ) -> Plan:
     """Choose Δ, the flood and the ciphertext width so that every sum is exact and the leakage stays in budget.
 
@@ -120,11 +128,12 @@ def make_plan(
         largest_value: largest absolute entry of any v.
         vectors: how many vectors will be asked for at most.
         kl_nats: leakage budget of the run; more than :data:`LARGEST_KL` is not used.
+        room: bound on the absolute value of what is added to a sum (:func:`shifted`).
 
     Raises:
         OverBudget: no parameters fit, with the figure that does not.
     """
-    largest_sum = samples * largest * largest_value
+    largest_sum = samples * largest * largest_value + room
     bits = largest_sum.bit_length() + 1
     shift = 64 - bits
     if shift < 16:
@@ -352,6 +361,18 @@ def answer(sums: U64, plan: Plan, draws: Draws | None = None) -> bytes:
     """
     flood = (draws or Draws()).gaussian(plan.flood, sums.shape)
     return (sums + flood.view(np.uint64)).astype("<u8").tobytes()
+
+
+def shifted(answer: bytes, offsets: NDArray[np.int64], plan: Plan) -> bytes:
+    """An answer to which integers are added, above Δ: it decodes to M·v + offsets.
+
+    Args:
+        answer: of :func:`respond`.
+        offsets: int64 (K, R), absolute values within the plan's ``room``.
+        plan: the run's plan.
+    """
+    above: U64 = offsets.view(np.uint64) << np.uint64(plan.shift)
+    return (np.frombuffer(answer, "<u8").reshape(offsets.shape) + above).astype("<u8").tobytes()
 
 
 def decode(hint: U64, secrets: I8, answer: bytes, plan: Plan) -> NDArray[np.int64]:

@@ -282,6 +282,28 @@ def respond_dense(matrix: NDArray[np.int64], query: bytes, count: int, slot_bits
     return _respond(row_products, query, count, matrix.shape[1], slot_bits=slot_bits, public=public)
 
 
+def shifted(answer: bytes, offsets: NDArray[np.int64], slot_bits: int, public: PublicKey) -> bytes:
+    """An answer to which integers are added: it decodes to M v + offsets.
+
+    Its randomness stays what it was, fresh, so the ciphertexts tell the shifted sums only.
+
+    Args:
+        answer: G x R ciphertexts of this side's own making.
+        offsets: int64 (K, R), such that every shifted sum fits its slot.
+        slot_bits: as agreed.
+        public: the peer's key.
+    """
+    size = slots(slot_bits, public)
+    plain = [
+        _pack(row, slot_bits)
+        for first in range(0, len(offsets), size)
+        for row in offsets[first : first + size].T.tolist()
+    ]
+    ciphertexts = _from_bytes(answer, len(plain), public)
+    products = (c * (1 + public.n * m) % public.n_squared for c, m in zip(ciphertexts, plain, strict=True))
+    return _to_bytes(products, public)
+
+
 def decode(answer: bytes, rows: int, count: int, slot_bits: int, private: PrivateKey) -> NDArray[np.int64]:
     """Decrypt an answer.
 

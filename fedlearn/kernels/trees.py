@@ -20,6 +20,11 @@ B1 = NDArray[np.bool_]
 
 #: Bytes of a bin mask.
 MASK = 32
+#: Under noise, a child's hessian must exceed the least by so many deviations of the noise in it, and the gain of a
+#: split is cut by so many times what noise adds to it on average, because the best of hundreds is picked. Measured:
+#: docs/decisions/0016-differential-privacy.md.
+_NOISE_GUARD = 2.0
+_NOISE_CUT = 5.0
 
 
 @njit(**_FLAGS)
@@ -269,6 +274,7 @@ def best_split(
     allowed: B1,
     units: F64,
     rules: F64,
+    noise: F64,
     low: float,
     high: float,
     mask: U8,
@@ -287,6 +293,9 @@ def best_split(
         allowed: bool (F,), features that this tree may use.
         units: float64 (2,), value of one unit of gradient and of hessian.
         rules: float64 (5,): L1, L2, max delta step, least hessian and least rows (with V = 3) of a child.
+        noise: float64 (F,): variance of each bin's noise in gradient and hessian, in units squared; 0 for exact sums.
+            Noisy bins must add up to the node's total. Their row counts are not looked at; bounds on hessians and
+            gains are raised with the noise (``_NOISE_GUARD``, ``_NOISE_CUT``).
         low, high: bounds on the node's weight that monotone splits above it have set.
         mask: uint8 (32,), receives the bins that go left.
 
@@ -333,7 +342,13 @@ def best_split(
                 gr, hr = tg - gl, th - hl
                 if hl * units[1] < least_weight or hr * units[1] < least_weight or hl == 0 or hr == 0:
                     continue
-                if counted and (nl < least_size or tn - nl < least_size):
+                spread = 0.0
+                if noise[f] > 0:
+                    part = cut + 1 + missing_left
+                    spread = noise[f] * part * (regular + 1 - part) / (regular + 1)
+                    if min(hl, hr) * units[1] < least_weight + _NOISE_GUARD * units[1] * np.sqrt(spread):
+                        continue
+                elif counted and (nl < least_size or tn - nl < least_size):
                     continue
                 lg, lh, rg, rh = gl * units[0], hl * units[1], gr * units[0], hr * units[1]
                 wl = leaf_weight(lg, lh, l1, l2, most, low, high)
@@ -341,6 +356,8 @@ def best_split(
                 if monotone[f] * (wr - wl) < 0:
                     continue
                 gain = _worth(lg, lh, l1, l2, wl) + _worth(rg, rh, l1, l2, wr) - whole
+                if spread > 0:
+                    gain -= _NOISE_CUT * spread * units[0] ** 2 * (1 / (lh + l2) + 1 / (rh + l2))
                 if gain > best:
                     best, best_feature, best_g, best_h = gain, f, lg, lh
                     heavier_left = hl > hr

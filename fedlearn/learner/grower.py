@@ -62,9 +62,14 @@ class Features:
 
 
 class Passive(Protocol):
-    """The peer's features, as the learner needs them."""
+    """The peer's features, as the learner needs them.
+
+    ``noise`` is the deviation of the noise in its sums, in quantised units; 0 when they are exact. Noisy sums of a
+    feature add up to the exact total, and their third column, the row counts, is empty.
+    """
 
     features: Features
+    noise: float
 
     def ask(self, requests: list[Request], nodes: int) -> Callable[[], I64]:
         """Ask for sums over the peer's bins; what is returned waits for them, int64 (requests, R, V).
@@ -91,6 +96,7 @@ class Tree:
         totals: int64 (V,), sum of the values of such a leaf.
         known: histogram (R, V) of each leaf that may split.
         best: the best split of such a leaf.
+        draws: how many times the peer's noise is in that histogram.
         depth, bounds: of each node.
     """
 
@@ -103,6 +109,7 @@ class Tree:
     totals: dict[int, I64]
     known: dict[int, I64] = field(default_factory=dict)
     best: dict[int, Candidate] = field(default_factory=dict)
+    draws: dict[int, int] = field(default_factory=dict)
     depth: dict[int, int] = field(default_factory=lambda: {0: 0})
     bounds: dict[int, tuple[float, float]] = field(default_factory=lambda: {0: (-np.inf, np.inf)})
 
@@ -154,10 +161,11 @@ def grow(trees: list[Tree], bins: U8, own: Features, boost: Boost, least_size: i
     rules = rules_of(boost, least_size)
     families: list[list[Family]] = [[(-1, (0,))] for _ in trees]
     for nodes in full_steps(boost):
-        if not any(families) and not boost.pad_vectors:
+        if not any(families) and not any(tree.best for tree in trees) and not boost.pad_vectors:
             break
         _learn(trees, families, nodes, bins, own, boost, rules, passive)
-        families = _split(trees, [_choose(tree, boost) for tree in trees], bins, len(own.sizes), boost.depth, passive)
+        chosen = [_choose(tree, boost) for tree in trees]
+        families = _split(trees, chosen, bins, len(own.sizes), boost.depth, rules, passive)
 
 
 def full_steps(boost: Boost) -> list[int]:
@@ -186,15 +194,18 @@ def _learn(
     ]
     asking = [tree for tree in trees if len(tree.allowed) > len(own.sizes)]
     for tree, parent, children, small in _sums(wanted, nodes * len(asking), bins, own, passive):
-        tree.known[children[0]] = small
+        tree.known[children[0]], tree.draws[children[0]] = small, 1
         if len(children) == 2:
-            tree.known[children[1]] = tree.known[parent] - small
+            tree.known[children[1]], tree.draws[children[1]] = tree.known[parent] - small, tree.draws[parent] + 1
             del tree.known[parent]
     both = own if passive is None else own + passive.features
+    variance = np.zeros(len(both.sizes))
+    if passive is not None:
+        variance[len(own.sizes) :] = passive.noise**2
     leaves = [(tree, c) for tree, _, children in wanted for c in children if _may_split(tree, c, boost, rules)]
 
     def search(item: tuple[Tree, int]) -> Candidate:
-        return _search(*item, own, both, rules)
+        return _search(*item, own, both, rules, variance)
 
     for (tree, leaf), found in zip(leaves, spread(search, leaves), strict=True):
         if found.feature >= 0 and found.gain > max(boost.gamma, 1e-6):
@@ -224,14 +235,15 @@ def _may_split(tree: Tree, leaf: int, boost: Boost, rules: F64) -> bool:
     return bool(tree.totals[leaf][1] * tree.units[1] >= 2 * boost.min_child_weight)
 
 
-def _search(tree: Tree, leaf: int, own: Features, both: Features, rules: F64) -> Candidate:
+def _search(tree: Tree, leaf: int, own: Features, both: Features, rules: F64, variance: F64) -> Candidate:
     features = both if len(tree.allowed) > len(own.sizes) else own
     offsets = np.concatenate([[0], np.cumsum(features.sizes)])
     mask = np.zeros(kernel.MASK, np.uint8)
     low, high = tree.bounds[leaf]
     sums = tree.known[leaf]
+    noise = variance * tree.draws[leaf]
     gain, feature, g, h = kernel.best_split(
-        sums, offsets, features.ordered, features.monotone, tree.allowed, tree.units, rules, low, high, mask
+        sums, offsets, features.ordered, features.monotone, tree.allowed, tree.units, rules, noise, low, high, mask
     )
     if feature < 0:
         return Candidate(0.0, -1, mask)
@@ -252,10 +264,10 @@ def _choose(tree: Tree, boost: Boost) -> list[int]:
 
 
 def _split(
-    trees: list[Tree], chosen: list[list[int]], bins: U8, own: int, depth: int, passive: Passive | None
+    trees: list[Tree], chosen: list[list[int]], bins: U8, own: int, depth: int, rules: F64, passive: Passive | None
 ) -> list[list[Family]]:
     """Make the chosen splits in all trees; returns the new families. Leaves at ``depth`` are not split again."""
-    numbers: dict[int, int] = {}
+    numbers: dict[int, dict[int, int]] = {}
     sides: dict[int, U8] = {}
     if passive is not None:
         asking = {t: [leaf for leaf in leaves if trees[t].best[leaf].feature >= own] for t, leaves in enumerate(chosen)}
@@ -263,11 +275,28 @@ def _split(
         if asking:
             routings = [_routing(trees[t], leaves, own) for t, leaves in asking.items()]
             first, found = passive.route(routings)
-            numbers, sides = dict(zip(asking, first, strict=True)), dict(zip(asking, found, strict=True))
+            sides = dict(zip(asking, found, strict=True))
+            for (t, leaves), number in zip(asking.items(), first, strict=True):
+                numbers[t] = {leaf: number + k for k, leaf in enumerate(leaves)}
+                if passive.noise:
+                    dropped = {leaf for leaf in leaves if not _stands(trees[t], leaf, sides[t], rules)}
+                    for leaf in dropped:
+                        del trees[t].best[leaf], trees[t].known[leaf]
+                    chosen[t] = [leaf for leaf in chosen[t] if leaf not in dropped]
     return [
-        _make(tree, leaves, bins, own, depth, numbers.get(t, 0), sides.get(t)) if leaves else []
+        _make(tree, leaves, bins, own, depth, numbers.get(t, {}), sides.get(t)) if leaves else []
         for t, (tree, leaves) in enumerate(zip(trees, chosen, strict=True))
     ]
+
+
+def _stands(tree: Tree, leaf: int, sides: U8, rules: F64) -> bool:
+    """Whether both children of a split chosen from noisy sums are in truth as large and as heavy as they must be."""
+    rows = tree.rows[leaf]
+    goes_left = sides[rows] == 1
+    return all(
+        len(child) >= max(1, rules[4]) and tree.values[1, child].sum() * tree.units[1] >= rules[3]
+        for child in (rows[goes_left], rows[~goes_left])
+    )
 
 
 def _routing(tree: Tree, leaves: list[int], own: int) -> Routing:
@@ -276,16 +305,18 @@ def _routing(tree: Tree, leaves: list[int], own: int) -> Routing:
     return [(tree.best[leaf].feature - own, tree.best[leaf].mask) for leaf in leaves], split_of[tree.node]
 
 
-def _make(tree: Tree, leaves: list[int], bins: U8, own: int, depth: int, number: int, sides: U8 | None) -> list[Family]:
+def _make(
+    tree: Tree, leaves: list[int], bins: U8, own: int, depth: int, number: dict[int, int], sides: U8 | None
+) -> list[Family]:
     """Enter splits into one tree and move its rows.
 
     Args:
         tree: the tree.
-        leaves: what is split, in the order in which the peer was asked.
+        leaves: what is split.
         bins: uint8 (F, m), own bins.
         own: number of own features.
         depth: of leaves that are not split again, so that their rows need not be known.
-        number: of the first passive split among them.
+        number: of each passive split among them, by leaf.
         sides: uint8 (m,), 1 for rows at passive splits that go left.
     """
     growth = tree.growth
@@ -300,8 +331,7 @@ def _make(tree: Tree, leaves: list[int], bins: U8, own: int, depth: int, number:
         if found.feature < own:
             growth.feature[leaf] = found.feature
         else:
-            growth.feature[leaf], growth.opaque[leaf] = -1 - number, found.feature - own
-            number += 1
+            growth.feature[leaf], growth.opaque[leaf] = -1 - number[leaf], found.feature - own
         features.append(found.feature if found.feature < own else -1)
         masks.append(found.mask)
         lefts.append(left)

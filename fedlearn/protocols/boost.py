@@ -54,12 +54,14 @@ from fedlearn.channel import BOTH, START, Channel, Message, Reveals, Table, noth
 from fedlearn.contract import Boost, Contract
 from fedlearn.crypto.draws import Draws
 from fedlearn.crypto.matrix import Indicator
+from fedlearn.crypto.privacy import Change
 from fedlearn.errors import BeyondContract, Malformed, NoOverlap, OverBudget, WrongLength
 from fedlearn.kernels import trees as kernel
 from fedlearn.kernels.threads import spread
 from fedlearn.learner import booster
 from fedlearn.learner.booster import Fit, Model, Rows, Split
 from fedlearn.learner.grower import Features, Request, Routing
+from fedlearn.learner.noisy import reconciled
 from fedlearn.models.forest import Forest
 from fedlearn.protocols import matvec, replay, resume, transfer
 from fedlearn.protocols.resume import Meter, Point, Spent, Start
@@ -423,7 +425,26 @@ def _nodes(boost: Boost) -> int:
 
 def most_vectors(contract: Contract, done: int = 0) -> int:
     """How many encrypted vectors a session may need that goes on after so many rounds."""
-    return most_trees(contract, done) * _nodes(contract.boost) * (3 if least_size(contract) > 1 else 2)
+    return most_trees(contract, done) * _nodes(contract.boost) * _kinds(contract)
+
+
+def _kinds(contract: Contract) -> int:
+    """Vectors for each node: gradients, hessians and, for a least child size, ones.
+
+    Noise for differential privacy would drown the ones; then sizes are checked when rows are routed.
+    """
+    return 3 if least_size(contract) > 1 and contract.privacy is None else 2
+
+
+def _touches(contract: Contract) -> int:
+    """In how many vectors of a session one row has an entry that is not zero, at most.
+
+    The nodes asked about at one level of a tree share no row, so a row is in one node of each level at most; and with
+    folds, each row is held out from one of the models.
+    """
+    boost = contract.boost
+    trees = max(1, boost.folds) * boost.trees * contract.outputs
+    return trees * min(boost.depth, _nodes(boost)) * _kinds(contract)
 
 
 def most_splits(contract: Contract, done: int = 0) -> int:
@@ -470,11 +491,10 @@ def _check_spent(contract: Contract, start: Start, rows: int) -> None:
 def terms(contract: Contract, start: Start | None = None) -> matvec.Terms:
     """What the encrypted product is used for. Raises OverBudget for more vectors than the contract's budget has."""
     start = start or Start()
-    agreed = matvec.Terms.of(
-        contract,
-        largest_value=booster.largest_value(contract.boost),
-        vectors=most_vectors(contract, start.round),
-    )
+    largest = booster.largest_value(contract.boost)
+    change = Change.of_indicator(len(contract.passive.features), largest, _touches(contract))
+    vectors = most_vectors(contract, start.round)
+    agreed = matvec.Terms.of(contract, largest_value=largest, vectors=vectors, change=change)
     return replace(agreed, kl_nats=agreed.kl_nats - start.spent.kl_nats)
 
 
@@ -497,6 +517,7 @@ class Peer:
     names: tuple[str, ...]
     position: I64
     universe: int
+    noise: float = 0.0
     splits: int = 0
     placed: list[tuple[I32, I32]] = field(default_factory=list)
 
@@ -507,19 +528,30 @@ class Peer:
 
     def ask(self, requests: list[Request], nodes: int) -> Callable[[], I64]:
         """Ask for sums over the passive bins; empty nodes make up ``nodes`` if the trees' shapes are to be hidden."""
-        kinds = 3 if least_size(self.contract) > 1 else 2
+        kinds = _kinds(self.contract)
         asked = nodes if self.contract.boost.pad_vectors else len(requests)
         if not asked:
             return lambda: np.zeros((0, int(self.features.sizes.sum()), kinds), np.int64)
         answer = self.querier.ask(self._vectors(requests, asked, kinds))
-        return lambda: np.ascontiguousarray(answer().reshape(asked, kinds, -1).transpose(0, 2, 1))[: len(requests)]
+
+        def wait() -> I64:
+            found = np.ascontiguousarray(answer().reshape(asked, kinds, -1).transpose(0, 2, 1))[: len(requests)]
+            return self._mended(found, requests) if self.noise and requests else found
+
+        return wait
+
+    def _mended(self, sums: I64, requests: list[Request]) -> I64:
+        """Noisy sums made consistent with what this side knows, with empty counts where the learner keeps counts."""
+        totals = np.array([r.values[:2, r.rows].sum(axis=1) for r in requests], np.int64)
+        counts = np.zeros((*sums.shape[:2], len(requests[0].values) - 2), np.int64)
+        return np.concatenate([reconciled(sums, self.features.sizes, totals), counts], axis=2)
 
     def _vectors(self, requests: list[Request], nodes: int, kinds: int) -> _NodeVectors:
         trees = list({id(r.values): r for r in requests}.values())
         if len(self.placed) != len(trees) or any(
             a is not r.values for (a, _), r in zip(self.placed, trees, strict=True)
         ):
-            self.placed = [(r.values, self._place(r.values, 0)) for r in trees]
+            self.placed = [(r.values, self._place(r.values[:kinds], 0)) for r in trees]
         number = {id(r.values): t for t, r in enumerate(trees)}
         return _NodeVectors(
             nodes,
@@ -683,7 +715,8 @@ def _open_peer(
     if boost.routing == "oblivious":
         most = most_transfers(contract, data.universe, start.round) + data.universe * earlier
         receiver = transfer.open_receiver(channel, most)
-    return Peer(channel, contract, querier, receiver, features, names, data.position, data.universe)
+    noise = agreed.noise.deviation if agreed.noise else 0.0
+    return Peer(channel, contract, querier, receiver, features, names, data.position, data.universe, noise)
 
 
 # --- active: folds -----------------------------------------------------------------------------------

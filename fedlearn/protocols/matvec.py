@@ -11,6 +11,9 @@ private vectors v. The querier learns M·v; the holder learns how many vectors w
       4. MatvecAnswer  Enc(M·v_1) …       ──►     decodes
          3 and 4 repeat; the holder counts the vectors and stops at the contract's number.
 
+Where the contract has [privacy], the holder adds discrete Gaussian noise to every sum (:mod:`fedlearn.crypto.privacy`),
+the same way in both back ends: what decodes is M·v + noise.
+
 What M·v itself reveals is the calling protocol's matter. A querier that deviates may ask for any v, for
 instance unit vectors; the count of vectors bounds what it can get.
 
@@ -22,7 +25,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 import numpy as np
@@ -32,7 +35,8 @@ from fedlearn.channel import START, Channel, Message, Reveals, Table, nothing
 from fedlearn.contract import Contract
 from fedlearn.crypto import lwe, paillier
 from fedlearn.crypto.matrix import Indicator, Matrix
-from fedlearn.errors import BeyondContract, Malformed, OverBudget, WrongLength
+from fedlearn.crypto.privacy import Change, Noise
+from fedlearn.errors import BeyondContract, Malformed, NotInContract, OverBudget, WrongLength
 from fedlearn.kernels.negacyclic import N
 from fedlearn.kernels.threads import ahead
 from fedlearn.v1 import matvec_pb2 as pb
@@ -66,6 +70,22 @@ TABLE = Table(
 
 #: Vectors of one query at most.
 _AT_ONCE = 32
+
+#: The message table where the holder adds noise.
+NOISY_TABLE = replace(
+    TABLE,
+    messages=(
+        *TABLE.messages[:-1],
+        replace(
+            TABLE.messages[-1],
+            reveals=Reveals(
+                "sums of the querier's values over rows of the matrix (M·v) with noise for differential privacy",
+                lambda m: m.count * m.rows,
+            ),
+        ),
+    ),
+)
+
 _HINT_BYTES = 8 << 20
 
 
@@ -79,6 +99,7 @@ class Terms:
         largest_value: bound on the absolute value of an entry of v.
         vectors: how many vectors may be asked for in the session.
         kl_nats: leakage budget.
+        noise: what the holder adds to every sum for differential privacy; None: nothing.
     """
 
     backend: str
@@ -86,21 +107,35 @@ class Terms:
     largest_value: int
     vectors: int
     kl_nats: float
+    noise: Noise | None = None
 
     @classmethod
-    def of(cls, contract: Contract, *, largest_value: int, vectors: int) -> Terms:
-        """Terms under a contract.
+    def of(cls, contract: Contract, *, largest_value: int, vectors: int, change: Change | None = None) -> Terms:
+        """Terms under a contract; ``change`` says how far one row of the holder moves the sums.
 
         Raises:
             OverBudget: more vectors than the contract's budget allows.
+            NotInContract: the contract asks for differential privacy, and ``change`` is not known.
         """
         if vectors > contract.budget.vectors:
             raise OverBudget(
                 f"the run may need {vectors} encrypted vectors, "
                 f"over the {contract.budget.vectors} of [budget] vectors in contract {contract.name!r}"
             )
-        encryption = contract.encryption
-        return cls(encryption.backend, encryption.paillier_bits, largest_value, vectors, contract.budget.kl_nats)
+        encryption, noise = contract.encryption, None
+        if contract.privacy is not None:
+            if change is None:
+                raise NotInContract(
+                    f"[privacy] of contract {contract.name!r} asks for noise that this job does not add"
+                )
+            noise = Noise.of(change, contract.privacy.epsilon, contract.privacy.delta)
+        kl_nats = contract.budget.kl_nats
+        return cls(encryption.backend, encryption.paillier_bits, largest_value, vectors, kl_nats, noise)
+
+    @property
+    def room(self) -> int:
+        """Bound on the absolute value of the noise."""
+        return self.noise.largest if self.noise else 0
 
 
 @dataclass(frozen=True)
@@ -132,6 +167,7 @@ class Shape:
             largest_value=terms.largest_value,
             vectors=terms.vectors,
             kl_nats=terms.kl_nats,
+            room=terms.room,
         )
 
 
@@ -151,7 +187,10 @@ class Querier(Protocol):
     """The querier's end, ready for queries."""
 
     def ask(self, values: Vectors) -> Answer:
-        """Send K ≥ 1 vectors of length n. What is returned gives M·v, exact sums, int64 (K, R); call it once."""
+        """Send K ≥ 1 vectors of length n. What is returned gives M·v, int64 (K, R); call it once.
+
+        Sums are exact unless the terms have noise.
+        """
 
 
 class Holder(Protocol):
@@ -162,6 +201,7 @@ class Holder(Protocol):
 
         Raises:
             WrongLength, BeyondContract, Malformed: the query is not what both sides agreed.
+            OverBudget: the answer would cost more privacy than the contract allows.
         """
 
 
@@ -170,7 +210,7 @@ class Holder(Protocol):
 
 def open_holder(channel: Channel, matrix: Matrix, terms: Terms) -> Holder:
     """Steps 1 and 2 as the holder of ``matrix``. Raises OverBudget before anything is sent."""
-    channel.open(TABLE, "holder")
+    channel.open(_table(terms), "holder")
     shape = Shape.of(matrix)
     message = pb.MatvecShape(rows=shape.rows, samples=shape.samples, largest=shape.largest, squares=shape.squares)
     if terms.backend == "paillier":
@@ -190,7 +230,7 @@ def open_holder(channel: Channel, matrix: Matrix, terms: Terms) -> Holder:
         rows = hint[first : first + step]
         channel.send(pb.MatvecHint(first=first, count=len(rows), words=rows.astype("<u8").tobytes()))
         channel.progress(min(first + step, shape.rows), shape.rows, "hint rows")
-    return _LweHolder(channel, matrix, mask, plan)
+    return _LweHolder(channel, matrix, mask, plan, terms.noise)
 
 
 def open_querier(channel: Channel, shape: Shape, terms: Terms) -> Querier:
@@ -200,7 +240,7 @@ def open_querier(channel: Channel, shape: Shape, terms: Terms) -> Querier:
         OverBudget: no plan fits.
         WrongLength: the holder announces another shape.
     """
-    channel.open(TABLE, "querier")
+    channel.open(_table(terms), "querier")
     said = channel.receive(pb.MatvecShape)
     if Shape(said.rows, said.samples, said.largest, said.squares) != shape:
         raise channel.misbehaved(
@@ -227,7 +267,11 @@ def open_querier(channel: Channel, shape: Shape, terms: Terms) -> Querier:
         hint[filled : filled + message.count] = np.frombuffer(message.words, "<u8").reshape(-1, N)
         filled += message.count
         channel.progress(filled, shape.rows, "hint rows")
-    return _LweQuerier(channel, public, hint, plan)
+    return _LweQuerier(channel, public, hint, plan, terms.noise)
+
+
+def _table(terms: Terms) -> Table:
+    return TABLE if terms.noise is None else NOISY_TABLE
 
 
 def _seed(channel: Channel) -> bytes:
@@ -244,6 +288,8 @@ class _LweQuerier:
     public: NDArray[np.float64]
     hint: NDArray[np.uint64]
     plan: lwe.Plan
+    noise: Noise | None
+    answered: int = 0
 
     def ask(self, values: Vectors) -> Answer:
         asked = [slice(start, start + _AT_ONCE) for start in range(0, len(values), _AT_ONCE)]
@@ -271,6 +317,8 @@ class _LweQuerier:
         if len(answer.ciphertext) != 8 * len(secrets) * self.plan.rows:
             raise self.channel.misbehaved(WrongLength, f"sent {len(answer.ciphertext)} bytes of answers")
         self.channel.ledger.add_kl(self.plan.kl_vector * len(secrets))
+        self.channel.ledger.add_rho(_cost(self.noise, self.answered, len(secrets)))
+        self.answered += len(secrets)
         try:
             return lwe.round_off(known, answer.ciphertext, self.plan)
         except ValueError as error:
@@ -283,12 +331,15 @@ class _LweHolder:
     matrix: Matrix
     mask: NDArray[np.int8]
     plan: lwe.Plan
+    noise: Noise | None
     answered: int = 0
+    cost: float = 0.0
     sums: NDArray[np.uint64] | None = None
     due: list[range] = field(default_factory=list)
 
     def answer(self, query: pb.MatvecQuery) -> bool:
         if self.sums is None:
+            self.cost = _affordable(self.channel, self.noise, self.answered, query.count)
             self.answered = _count(self.channel, query, self.answered, self.plan.vectors)
             if query.count > _AT_ONCE:
                 raise self.channel.misbehaved(
@@ -311,8 +362,11 @@ class _LweHolder:
         if self.due:
             return False
         answer = lwe.answer(self.sums, self.plan)
+        if self.noise is not None:
+            answer = lwe.shifted(answer, self.noise.draw((query.count, self.plan.rows)), self.plan)
         self.channel.send(pb.MatvecAnswer(count=query.count, rows=self.plan.rows, ciphertext=answer))
         self.channel.ledger.add_kl(self.plan.kl_vector * query.count)
+        self.channel.ledger.add_rho(self.cost)
         self.sums = None
         return True
 
@@ -326,6 +380,7 @@ class _PaillierQuerier:
     shape: Shape
     terms: Terms
     private: paillier.PrivateKey
+    answered: int = 0
 
     def ask(self, values: Vectors) -> Answer:
         slot = _slot_bits(self.shape, self.terms)
@@ -337,6 +392,8 @@ class _PaillierQuerier:
     def _decode(self, count: int, slot: int) -> NDArray[np.int64]:
         answer = self.channel.receive(pb.MatvecAnswer)
         _check_answer(self.channel, answer, count, self.shape.rows)
+        self.channel.ledger.add_rho(_cost(self.terms.noise, self.answered, count))
+        self.answered += count
         try:
             return paillier.decode(answer.ciphertext, self.shape.rows, count, slot, self.private)
         except ValueError as error:
@@ -352,6 +409,8 @@ class _PaillierHolder:
     answered: int = 0
 
     def answer(self, query: pb.MatvecQuery) -> bool:
+        noise = self.terms.noise
+        cost = _affordable(self.channel, noise, self.answered, query.count)
         self.answered = _count(self.channel, query, self.answered, self.terms.vectors)
         if query.first:
             raise self.channel.misbehaved(WrongLength, f"sent words from {query.first} where all were due")
@@ -370,13 +429,16 @@ class _PaillierHolder:
                 answer = paillier.respond_dense(self.matrix.entries, query.ciphertext, query.count, slot, self.public)
         except ValueError as error:
             raise self.channel.misbehaved(Malformed, f"sent a bad ciphertext ({error})") from None
+        if noise is not None:
+            answer = paillier.shifted(answer, noise.draw((query.count, self.matrix.rows)), slot, self.public)
         self.channel.send(pb.MatvecAnswer(count=query.count, rows=self.matrix.rows, ciphertext=answer))
+        self.channel.ledger.add_rho(cost)
         return True
 
 
 def _slot_bits(shape: Shape, terms: Terms) -> int:
     """Bits of one packed sum, sign included. Raises OverBudget when sums would not fit 64 bits."""
-    bits = (shape.samples * shape.largest * terms.largest_value).bit_length() + 1
+    bits = (shape.samples * shape.largest * terms.largest_value + terms.room).bit_length() + 1
     if bits > 64:
         raise OverBudget(
             f"sums over {shape.samples} rows of values up to {terms.largest_value} need {bits} bits, "
@@ -396,6 +458,21 @@ def _count(channel: Channel, query: pb.MatvecQuery, answered: int, allowed: int)
             BeyondContract, f"asked for vector {answered + query.count} where the contract allows {allowed}"
         )
     return answered + query.count
+
+
+def _cost(noise: Noise | None, before: int, count: int) -> float:
+    """Privacy cost of answers, zCDP; both sides count alike."""
+    return noise.cost(before, count) if noise else 0.0
+
+
+def _affordable(channel: Channel, noise: Noise | None, before: int, count: int) -> float:
+    """The cost of answers, before they are given. Raises OverBudget when other uses of the session have spent it."""
+    cost = _cost(noise, before, count)
+    if noise and channel.ledger.rho + cost > noise.session * (1 + 1e-9):
+        raise OverBudget(
+            f"answers to {count} more vectors would spend more than the epsilon that [privacy] allows for the session"
+        )
+    return cost
 
 
 def _check_answer(channel: Channel, answer: pb.MatvecAnswer, count: int, rows: int) -> None:
