@@ -145,15 +145,14 @@ def product(terms: Terms, matrix: Indicator, values: np.ndarray, asks: int = 1) 
     def querier(channel: Channel) -> tuple[np.ndarray, Channel]:
         channel.session = bytes(16)
         end = matvec.open_querier(channel, Shape.of(matrix), terms)
-        return np.concatenate([end.ask(values) for _ in range(asks)]), channel
+        return np.concatenate([end.ask(values)() for _ in range(asks)]), channel
 
     def holder(channel: Channel) -> Channel:
         channel.session = bytes(16)
         end, left = matvec.open_holder(channel, matrix, terms), asks * len(values)
         while left:
             query = channel.receive(pb.MatvecQuery)
-            end.answer(query)
-            left -= query.count
+            left -= query.count if end.answer(query) else 0
         return channel
 
     (sums, at_querier), at_holder = simulate(querier, holder)
@@ -227,7 +226,7 @@ def test_an_exhausted_budget_ends_the_session() -> None:
         channel.session = bytes(16)
         end = matvec.open_querier(channel, Shape.of(matrix), Terms("lwe", BITS, 127, 40, 2.0**-20, noise))
         with pytest.raises(PeerAborted):
-            end.ask(values)
+            end.ask(values)()
 
     def holder(channel: Channel) -> None:
         channel.session = bytes(16)
@@ -292,9 +291,9 @@ def test_no_row_is_in_more_vectors_than_is_charged(monkeypatch: pytest.MonkeyPat
     contract = private(case, 50.0)
     touched, original = np.zeros(400, np.int64), boost._NodeVectors.__getitem__
 
-    def counted(self: Any, part: slice) -> np.ndarray:
-        found = original(self, part)
-        touched[:] += (found != 0).sum(axis=0)
+    def counted(self: Any, block: tuple[slice, slice]) -> np.ndarray:
+        found = original(self, block)
+        touched[block[1]] += (found != 0).sum(axis=0)
         return found
 
     monkeypatch.setattr(boost._NodeVectors, "__getitem__", counted)
