@@ -138,6 +138,20 @@ class CannotWrite(OwnMistake):
     resolve = "Make room, or choose another output folder, and run again."
 
 
+class Collinear(OwnMistake):
+    """Columns of a regression that repeat each other, so that its curvature is singular."""
+
+    exit_code = 33
+    resolve = "Leave out one of the columns, or agree an l2 penalty in [glm]."
+
+
+class Separation(OwnMistake):
+    """A column or a combination of columns predicts the label perfectly, so that a coefficient has no finite value."""
+
+    exit_code = 34
+    resolve = "Merge the bins concerned, leave the column out, or agree an l2 penalty in [glm]."
+
+
 # --- understood and declined -----------------------------------------------------------------------
 
 

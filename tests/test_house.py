@@ -30,7 +30,7 @@ ALLOWED = {
     "channel": {"channel", "contract", "errors", "keys", "v1"},
     "data": {"contract", "data", "errors", "kernels.threads"},
     "models.forest": {"kernels"},
-    "learner": {"contract", "crypto", "kernels", "learner", "models.forest"},
+    "learner": {"contract", "crypto", "errors", "kernels", "learner", "models.forest"},
     "protocols": {"channel", "contract", "crypto", "errors", "kernels", "learner", "models.forest", "protocols", "v1"},
     "report": {"learner", "report"},
 }
