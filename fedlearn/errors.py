@@ -152,6 +152,13 @@ class Separation(OwnMistake):
     resolve = "Merge the bins concerned, leave the column out, or agree an l2 penalty in [glm]."
 
 
+class ConstantColumns(OwnMistake):
+    """A side of a regression without a single column that varies over the aligned rows."""
+
+    exit_code = 35
+    resolve = "Bring at least one column that varies."
+
+
 # --- understood and declined -----------------------------------------------------------------------
 
 

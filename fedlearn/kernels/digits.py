@@ -1,7 +1,8 @@
 """Real numbers as small integers: stochastic rounding, and balanced digits of an odd base.
 
-An integer q with |q| ≤ (g^L − 1)/2 is q = Σ_l g^l·d_l with |d_l| ≤ (g − 1)/2 (Knuth, TAOCP vol. 2, 4.1). Rounding up with
-the probability of the fraction makes every rounded value right in the mean, so errors of sums over n rows grow as √n only.
+An integer q with |q| ≤ (g^L − 1)/2 is q = Σ_l g^l·d_l with |d_l| ≤ (g − 1)/2 (Knuth, TAOCP vol. 2, 4.1). Rounding up
+with the probability of the fraction makes every rounded value right in the mean, so errors of sums over n rows grow as
+√n only.
 """
 
 from __future__ import annotations
@@ -67,8 +68,8 @@ def split(left: F64, right: F64, scale: float, base: int, noise: U8, out: I8) ->
     for _ in range(digits):
         largest = largest * base + half
     for i in range(left.shape[0]):
-        q = np.int64(np.floor(left[i] * right[i] * scale + (noise[i] + 0.5) / 256))
-        rest = max(-largest, min(largest, q)) + largest
+        rest = largest + int(np.floor(left[i] * right[i] * scale + (noise[i] + 0.5) / 256))
+        rest = min(max(rest, 0), 2 * largest)
         for d in range(digits):
             rest, digit = divmod(rest, base)
             out[d, i] = digit - half

@@ -227,7 +227,7 @@ class _Newton:
                 self._check(curvature, noise)
             change = self._step(curvature, gradient, beta)
             scale = self._dispersion(mu)
-            self.changes.append(float(np.sqrt(max(0.0, change @ curvature @ change) / scale)))
+            self.changes.append(float(np.sqrt(max(0.0, float(change @ curvature @ change)) / scale)))
             converged = self.changes[-1] <= self.glm.tolerance
             if converged or step == self.glm.max_steps:
                 break
@@ -274,7 +274,7 @@ class _Newton:
         ridge = np.full(self.size, self.glm.l2 * self.total)
         ridge[0] = 0.0
         if self.first is not None and self.family.name == "logistic" and not self.glm.l2:
-            lost = np.diag(curvature) / np.diag(self.first)
+            lost = np.asarray(np.diag(curvature) / np.diag(self.first))
             if lost.min() < _LOST:
                 raise Separation(f"{self._name(int(lost.argmin()))} predicts the label of its rows perfectly")
         penalised = curvature + np.diag(ridge)

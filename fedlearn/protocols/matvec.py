@@ -328,7 +328,9 @@ class _PaillierHolder:
                     self.matrix.bins, self.matrix.offsets, query.ciphertext, query.count, slot, self.public
                 )
             else:
-                answer = paillier.respond_dense(self.matrix.entries, query.ciphertext, query.count, slot, self.public)
+                answer = paillier.respond_dense(
+                    self.matrix.entries.astype(np.int64), query.ciphertext, query.count, slot, self.public
+                )
         except ValueError as error:
             raise self.channel.misbehaved(Malformed, f"sent a bad ciphertext ({error})") from None
         self.channel.send(pb.MatvecAnswer(count=query.count, rows=self.matrix.rows, ciphertext=answer))

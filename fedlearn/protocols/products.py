@@ -4,8 +4,8 @@ The holder's real columns become integers of some 15 bits (stochastic rounding),
 each, small enough for the 64-bit budget of the hint scheme; the querier's real vectors become integers of some 10
 bits. The sums of a column's digits, weighted by powers of the base, are the product.
 
-What each side learns is what matvec reveals, row by row: the querier learns the exact sum of its vector over *each digit*
-of a column, and so a few more linear functions of the column than the product alone. Both sides agree on the
+What each side learns is what matvec reveals, row by row: the querier learns the exact sum of its vector over *each
+digit* of a column, and so a few more linear functions of the column than the product alone. Both sides agree on the
 digits by computing the same :class:`Layout` from the sizes and the leakage budget.
 """
 
@@ -80,8 +80,8 @@ class Layout:
                 if _fits(_shape(columns * digits, samples, base), agreed):
                     return cls(columns, samples, base, digits, agreed)
         raise OverBudget(
-            f"{terms.vectors} encrypted vectors over {samples} rows and {columns} columns do not fit the leakage budget "
-            f"of {terms.kl_nats:.2g} nats with values of {_LEAST_BITS} bits or more"
+            f"{terms.vectors} encrypted vectors over {samples} rows and {columns} columns do not fit the leakage "
+            f"budget of {terms.kl_nats:.2g} nats with values of {_LEAST_BITS} bits or more"
         )
 
 
@@ -160,7 +160,7 @@ class Querier:
         whole *= self.largest / self.layout.largest
         high, low = whole[: 2 * len(fine) : 2], whole[1 : 2 * len(fine) : 2]
         joined = high + low / (2 * self.layout.terms.largest_value)
-        return np.concatenate([joined, whole[2 * len(fine) :]]) / vectors.scales[:, None]
+        return np.asarray(np.concatenate([joined, whole[2 * len(fine) :]]) / vectors.scales[:, None])
 
 
 class _Vectors:

@@ -1,7 +1,7 @@
 """Generalised linear models over vertically divided columns, exact: the pooled maximum-likelihood fit by Newton steps.
 
-The *active* side has label, weights, offset and columns, and drives; the *passive* side has columns only. Rows are aligned
-(:mod:`fedlearn.protocols.align`); rows of the shared order that are not the active side's customers count zero.
+The *active* side has label, weights, offset and columns, and drives; the *passive* side has columns only. Rows are
+aligned (:mod:`fedlearn.protocols.align`); rows of the shared order that are not the active side's customers count zero.
 
     active                                                passive
       1. GlmOpen      how many columns it has       ──►
@@ -19,9 +19,9 @@ The *active* side has label, weights, offset and columns, and drives; the *passi
       6. GlmResult    coefficients, errors          ──►
          both: GlmSaved once written                ◄─►
 
-The active side learns the gradient and the curvature over the passive columns at each step, hence the coefficients of all
-opaque columns; and the partial score of every row of the shared order at each step. After as many steps as there are
-passive columns it can solve for the columns' values themselves: see SECURITY.md. The passive side learns the
+The active side learns the gradient and the curvature over the passive columns at each step, hence the coefficients of
+all opaque columns; and the partial score of every row of the shared order at each step. After as many steps as there
+are passive columns it can solve for the columns' values themselves: see SECURITY.md. The passive side learns the
 coefficients that were tried for its own columns, and of the fit what the contract grants.
 
 Newton's method on the pooled columns: McCullagh & Nelder, "Generalized Linear Models" (1989).
@@ -101,7 +101,7 @@ _UNIT = 2.0**-16
 _PIECE_ROWS = 4 << 20
 #: How the run's leakage budget is divided: columns and pairs (the rest is for weights of evidence).
 _COLUMNS_SHARE, _PAIRS_SHARE = 0.5, 0.375
-#: Bits of the products of pairs: their errors average out over rows, and the curvature only sets the pace and the errors.
+#: Bits of the products of pairs: their errors average out over rows, and no coefficient depends on the curvature.
 _PAIR_BITS = 12
 
 
