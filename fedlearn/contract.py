@@ -243,7 +243,7 @@ class Contract(_Strict):
 
     @model_validator(mode="after")
     def _consistent(self) -> Contract:
-        if self.glm is not None and "boost" in self.model_fields_set:
+        if self.glm is not None and self.boost != Boost():
             raise ValueError("[boost] and [glm] are two algorithms: choose one")
         if self.scorecard is not None and (self.glm is None or not self.glm.woe):
             raise ValueError("[scorecard] needs [glm] with woe = true")
