@@ -275,6 +275,7 @@ def _train_glm(channel: Channel, own: Own, alignment: Alignment, folder: Path) -
         share, facts = jobs_glm.train_active(channel, contract, own.table.take(order), offset, position, alignment.size)
     else:
         share, facts = jobs_glm.train_passive(channel, contract, own.table.take(alignment.rows))
+    facts["warnings"] = [*own.warnings, *facts["warnings"]]
     return facts | jobs_glm.save(share, folder, contract, own.party, own.role)
 
 

@@ -16,7 +16,7 @@ from fedlearn.channel import Channel
 from fedlearn.contract import Contract, Data, Glm, Side
 from fedlearn.data import PartyTable, load_table
 from fedlearn.data.design import Column, Design, Evidence, fit_codes, fit_design
-from fedlearn.errors import BadLabel, ColumnMissing
+from fedlearn.errors import BadLabel, ColumnMissing, OverBudget
 from fedlearn.learner import glm as learner
 from fedlearn.learner.woe import Groups, merge
 from fedlearn.models import linear as shares
@@ -201,12 +201,25 @@ def _peers_evidence(channel: Channel, contract: Contract, table: PartyTable, glm
         np.array([codes.bins.kind == "number" for codes in fitted], np.bool_),
         tuple(codes.bins.name for codes in fitted),
     )
+    _check_sizes(bins, contract.budget.least_rows)
     found = []
     for codes, own, (group, values, iv) in zip(
         fitted, bins.codes, woe.evidence_passive(channel, contract, bins), strict=True
     ):
         found.append(Evidence(codes, group, values, np.bincount(group[own], minlength=len(values)), iv))
     return tuple(found)
+
+
+def _check_sizes(bins: woe.Bins, least: int) -> None:
+    """Raises OverBudget for a bin of fewer own rows than the contract's floor: its counts would be told."""
+    for name, codes, size in zip(bins.names, bins.codes, bins.sizes, strict=True):
+        rows = np.bincount(codes, minlength=int(size))
+        few = np.flatnonzero((rows > 0) & (rows < least))
+        if len(few):
+            raise OverBudget(
+                f"column {name!r} has a bin of {rows[few[0]]} row(s), under the {least} of [budget] least_rows: agree "
+                "fewer bins, or group its rare values"
+            )
 
 
 def _unit_design(names: tuple[str, ...]) -> Design:
