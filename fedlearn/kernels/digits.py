@@ -14,6 +14,9 @@ from numpy.typing import NDArray
 from fedlearn.kernels.negacyclic import _FLAGS, F64
 
 I8 = NDArray[np.int8]
+
+#: Values whose digits are taken at once: whole numbers in floating point, which vectorises where division does not.
+_BLOCK = 4096
 U8 = NDArray[np.uint8]
 I32 = NDArray[np.int32]
 I64 = NDArray[np.int64]
@@ -67,9 +70,17 @@ def split(left: F64, right: F64, scale: float, base: int, noise: U8, out: I8) ->
     largest = 0
     for _ in range(digits):
         largest = largest * base + half
-    for i in range(left.shape[0]):
-        rest = largest + int(np.floor(left[i] * right[i] * scale + (noise[i] + 0.5) / 256))
-        rest = min(max(rest, 0), 2 * largest)
+    rest, inverse = np.empty(_BLOCK), 1.0 / base
+    for start in range(0, left.shape[0], _BLOCK):
+        count = min(_BLOCK, left.shape[0] - start)
+        for i in range(count):
+            j = start + i
+            q = np.floor(left[j] * right[j] * scale + (noise[j] + 0.5) / 256) + largest
+            rest[i] = min(max(q, 0.0), 2.0 * largest)
         for d in range(digits):
-            rest, digit = divmod(rest, base)
-            out[d, i] = digit - half
+            row = out[d]
+            for i in range(count):
+                # Half a unit more than the whole number, so that rounding of the quotient cannot cross one.
+                quotient = np.floor((rest[i] + 0.5) * inverse)
+                row[start + i] = np.int8(rest[i] - quotient * base - half)
+                rest[i] = quotient
