@@ -161,11 +161,15 @@ class Glm(_Strict):
     max_groups: int = Field(8, ge=2, le=255, description="bins per feature after merging (tree, monotone)")
     least_share: float = Field(0.02, ge=0, le=0.5, description="least share of rows in a merged bin")
     least_events: int = Field(1, ge=0, description="least number of rows of either label value in a merged bin")
+    least_iv: float = Field(0.0, ge=0, description="features of a smaller information value are left out, with woe")
     special: dict[str, tuple[float, ...]] = Field({}, description="values that are codes, by column: bins of their own")
+    statistics: bool = Field(False, description="the active side learns correlations and VIF across the sides")
     errors: bool = Field(True, description="the passive side learns the standard errors of its coefficients")
 
     @model_validator(mode="after")
     def _consistent(self) -> Glm:
+        if self.least_iv and not self.woe:
+            raise ValueError("least_iv needs woe = true")
         if self.woe and self.family != "logistic":
             raise ValueError("woe needs family logistic")
         return self

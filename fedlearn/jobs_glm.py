@@ -18,7 +18,7 @@ from fedlearn.data import PartyTable, load_table
 from fedlearn.data.design import Column, Design, Evidence, fit_codes, fit_design
 from fedlearn.errors import BadLabel, ColumnMissing, OverBudget
 from fedlearn.learner import glm as learner
-from fedlearn.learner.woe import Groups, merge
+from fedlearn.learner.woe import Groups, merge, stability
 from fedlearn.models import linear as shares
 from fedlearn.models.linear import LinearShare
 from fedlearn.models.scorecard import Points, codes_of, reasons_due
@@ -124,7 +124,7 @@ def train_active(
         facts["iv"] = _ranked({e.codes.bins.name: e.iv for e in evidence} | _ivs(names, theirs))
         said += _one_sided([(e.codes.bins.name, g) for e, g in zip(evidence, own, strict=True)])
         said += _one_sided(list(zip(names, theirs, strict=True)))
-    design, more = fit_design(table, contract.active.features, evidence, glm.bins)
+    design, more = fit_design(table, contract.active.features, evidence, glm.bins, glm.least_iv)
     columns = design.standardised(table)
     if not glm.l2:
         regression.check_independent(columns, design.names)
@@ -136,10 +136,15 @@ def train_active(
     share = LinearShare(
         "active", result.model_id, design, fit.coefficients[1:own_size], float(fit.coefficients[0]),
         None if errors is None else errors[1:own_size], None if errors is None else float(errors[0]),
+        np.quantile(fit.eta, np.arange(1, 10) / 10),
     )  # fmt: skip
     opaque = result.names or tuple(f"{contract.passive.name}#{j}" for j in range(len(fit.coefficients) - own_size))
     theirs_fitted = LinearShare("passive", result.model_id, _unit_design(opaque), fit.coefficients[own_size:],
                                 errors=None if errors is None else errors[own_size:])  # fmt: skip
+    if result.statistics is not None:
+        every = (*design.names, *opaque)
+        facts["variance_inflation"] = dict(zip(every, result.statistics.inflation.tolist(), strict=True))
+        facts["correlation"] = {"columns": list(every), "values": result.statistics.correlation.round(6).tolist()}
     with channel.phase("alone"):
         alone = learner.fit(rows, glm, None, design.names)
     facts |= _progress(fit.converged, fit.changes, glm) | {
@@ -166,11 +171,13 @@ def train_passive(channel: Channel, contract: Contract, table: PartyTable) -> tu
         with channel.phase("woe"):
             evidence = _peers_evidence(channel, contract, table, glm)
         facts["iv"] = _ranked({e.codes.bins.name: e.iv for e in evidence})
-    design, said = fit_design(table, contract.passive.features, evidence, glm.bins)
+    design, said = fit_design(table, contract.passive.features, evidence, glm.bins, glm.least_iv)
     data = regression.PassiveData(design.standardised(table), design.names)
     result = regression.fit_passive(channel, contract, data)
     share = LinearShare("passive", result.model_id, design, result.coefficients, errors=result.errors)
     facts |= _progress(result.converged, result.changes, glm) | result.facts
+    if result.inflation is not None:
+        facts["variance_inflation"] = dict(zip(design.names, result.inflation.tolist(), strict=True))
     facts |= {
         "model_id": result.model_id.hex(),
         "coefficients": share.table(),
@@ -278,7 +285,9 @@ def predict_active(
         own = Points.of(share, card, contract.active)
         columns |= _reason_columns(own, table, codes, reasons, position)
     csv.write_csv(pa.table({name: pa.array(values) for name, values in columns.items()}), path)
-    return {"rows_scored": table.rows, "warnings": share.design.unseen(table)}
+    now = np.bincount(np.searchsorted(share.deciles, eta), minlength=10) if share.deciles is not None else np.ones(10)
+    facts: Summary = {"rows_scored": table.rows, "score_stability_index": stability(np.full(10, 0.1), now)}
+    return facts | _stability(share, table) | {"warnings": share.design.unseen(table)}
 
 
 def predict_passive(channel: Channel, contract: Contract, share: LinearShare, table: PartyTable) -> Summary:
@@ -289,7 +298,18 @@ def predict_passive(channel: Channel, contract: Contract, share: LinearShare, ta
         points = Points.of(share, contract.scorecard, contract.passive)
         reasons = linear.Reasons(*points.reasons(points.of_rows(table)))
     linear.score_passive(channel, share.scores(table), reasons)
-    return {"warnings": share.design.unseen(table)}
+    return _stability(share, table) | {"warnings": share.design.unseen(table)}
+
+
+def _stability(share: LinearShare, table: PartyTable) -> Summary:
+    """Stability index of each own column on weights of evidence, against the training rows."""
+    found = {}
+    for column in share.design.columns:
+        if column.evidence is not None:
+            group = column.evidence.group[column.evidence.codes.of(table)]
+            now = np.bincount(group, minlength=len(column.evidence.rows))
+            found[column.name] = stability(column.evidence.rows, now)
+    return {"stability_index": found} if found else {}
 
 
 def _reason_columns(

@@ -10,6 +10,7 @@ import pytest
 import statsmodels.api as sm
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from statsmodels.stats.outliers_influence import variance_inflation_factor
 
 from fedlearn.contract import Glm
 from fedlearn.errors import (
@@ -177,6 +178,18 @@ def test_partial_scores_are_told_once_a_step() -> None:
     (active, ledger), _ = meet(contract(3, 3), *data(TABLE.x, TABLE.label["logistic"], 3))
     (line,) = [line for line in ledger.lines() if line["message"] == "GlmScores"]
     assert line["values"] == (len(active.fit.changes) - 1) * TABLE.x.shape[1]
+
+
+def test_statistics_are_those_of_the_pooled_columns() -> None:
+    agreed = contract(3, 3, statistics=True, disclosure={"names": True})
+    (active, _), (passive, _) = meet(agreed, *data(TABLE.x, TABLE.label["logistic"], 3, extra=300))
+    assert active.statistics is not None
+    order = [0, 1, 2, *(int(name[1:]) for name in active.names)]
+    due = np.corrcoef(TABLE.x)
+    np.testing.assert_allclose(active.statistics.correlation, due[np.ix_(order, order)], atol=2e-3)
+    inflation = [variance_inflation_factor(TABLE.x.T - TABLE.x.T.mean(axis=0), j) for j in range(6)]
+    np.testing.assert_allclose(active.statistics.inflation, np.array(inflation)[order], rtol=5e-3)
+    np.testing.assert_allclose(passive.inflation, inflation[3:], rtol=5e-3)
 
 
 # --- columns that cannot be fitted -------------------------------------------------------------------

@@ -15,7 +15,7 @@ from fedlearn.contract import Glm
 from fedlearn.data import make_table
 from fedlearn.data.design import Design, Evidence, fit_codes, fit_design
 from fedlearn.errors import BeyondContract, ConstantColumns, FedlearnError, Malformed, WrongLength, WrongModel
-from fedlearn.learner.woe import evidence, merge
+from fedlearn.learner.woe import evidence, merge, stability
 from fedlearn.protocols import handshake, woe
 from fedlearn.v1 import woe_pb2 as pb
 from tests.boosting import spoiling
@@ -70,6 +70,13 @@ def test_a_bin_without_events_counts_half_a_row_more_and_is_named() -> None:
     found = evidence(np.array([0, 5]), np.array([10, 20]), np.arange(2))
     assert found.one_sided == (0,)
     assert found.woe[0] == pytest.approx(np.log((10.5 / 25) / (0.5 / 5)))
+
+
+def test_stability_by_hand() -> None:
+    before, now = np.array([10, 40, 50]), np.array([20, 30, 50])
+    assert stability(before, now) == pytest.approx(0.1 * np.log(2) - 0.1 * np.log(3 / 4))
+    assert stability(before, before) == 0
+    assert stability(np.array([5, 0]), np.array([0, 5])) > 1
 
 
 def test_a_split_in_two_is_where_a_decision_tree_splits() -> None:
@@ -161,6 +168,15 @@ def test_constant_columns_are_left_out_with_a_warning() -> None:
     only: Any = {"b": "number"}
     with pytest.raises(ConstantColumns, match="b varies"):
         fit_design(make_table([1, 2, 3], {"b": columns["b"]}, only), only)
+
+
+def test_features_of_little_information_are_left_out() -> None:
+    rows = table()
+    evidences = evidence_of(rows, Glm(woe=True))
+    least = min(e.iv for e in evidences) + 1e-6
+    design, said = fit_design(rows, KINDS, evidences, least_iv=least)
+    assert len(design.columns) == 2
+    assert "information value" in said[0]
 
 
 @pytest.mark.parametrize("spoilt", [{}, {"columns": 1}, {"columns": [{}], "references": []}])

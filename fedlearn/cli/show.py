@@ -187,6 +187,8 @@ def facts_table(title: str, facts: dict[str, Any]) -> Table:
 def _shown(name: str, value: Any) -> str:
     if isinstance(value, float):
         return f"{value:.4g}"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
     return f"{value:,}" if isinstance(value, int) and name != "pid" else str(value)
 
 

@@ -58,9 +58,21 @@ class Codes:
             return "missing"
         if self.bins.kind == "category":
             return self.bins.categories[code] if self.bins.categories else "any"
+        return self._interval(code, code)
+
+    def labels(self, codes: I64) -> list[str]:
+        """Some bins in words, neighbouring intervals as one; ``codes`` ascend."""
+        said: list[str] = []
+        numbers = codes[codes < self.bins.regular] if self.bins.kind == "number" else codes[:0]
+        for run in np.split(numbers, np.flatnonzero(np.diff(numbers) > 1) + 1):
+            if len(run):
+                said.append(self._interval(int(run[0]), int(run[-1])))
+        return said + [self.label(int(code)) for code in codes[len(numbers) :]]
+
+    def _interval(self, first: int, last: int) -> str:
         edges = self.bins.edges
-        low = f"{edges[code - 1]:.6g} < " if code else ""
-        high = f" <= {edges[code]:.6g}" if code < len(edges) else ""
+        low = f"{edges[first - 1]:.6g} < " if first else ""
+        high = f" <= {edges[last]:.6g}" if last < len(edges) else ""
         return f"{low}x{high}" if low or high else "any"
 
 
@@ -216,7 +228,11 @@ class Design:
 
 
 def fit_design(
-    table: PartyTable, kinds: Mapping[str, Kind], evidence: tuple[Evidence, ...] | None = None, most: int = 255
+    table: PartyTable,
+    kinds: Mapping[str, Kind],
+    evidence: tuple[Evidence, ...] | None = None,
+    most: int = 255,
+    least_iv: float = 0.0,
 ) -> tuple[Design, list[str]]:
     """Choose columns from the training rows.
 
@@ -225,6 +241,7 @@ def fit_design(
         kinds: the features, in order.
         evidence: one per feature, to take weights of evidence.
         most: texts of a category at most.
+        least_iv: features of a smaller information value are left out.
 
     Returns:
         the design, and warnings: columns left out because they are constant, missing values at the mean.
@@ -237,7 +254,10 @@ def fit_design(
     columns, references = [], []
     for place, (name, kind) in enumerate(kinds.items()):
         if evidence is not None:
-            columns.append(Column(name, name, kind, evidence=evidence[place]))
+            if evidence[place].iv < least_iv:
+                said.append(f"column {name!r} is left out: its information value is below {least_iv:g}")
+            else:
+                columns.append(Column(name, name, kind, evidence=evidence[place]))
         elif kind == "number":
             values = np.asarray(table.columns[name])
             missing = int(np.isnan(values).sum())
@@ -260,7 +280,10 @@ def fit_design(
         else:
             kept.append(replace(column, mean=mean, scale=scale))
     if not kept:
-        raise ConstantColumns(f"none of the columns {', '.join(kinds)} varies over the {table.rows} aligned rows")
+        raise ConstantColumns(
+            f"none of the columns {', '.join(kinds)} varies over the {table.rows} aligned rows"
+            + (f" and has an information value of {least_iv:g}" if least_iv else "")
+        )
     return Design(tuple(kept), tuple(references)), said
 
 

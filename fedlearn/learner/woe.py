@@ -76,6 +76,12 @@ def evidence(events: I64, rows: I64, group: I64) -> Groups:
     return Groups(group, woe, hits.astype(np.int64), whole, iv, tuple(np.flatnonzero(one_sided).tolist()))
 
 
+def stability(before: F64 | I64, now: F64 | I64) -> float:
+    """Population stability index Σ (a − b)·ln(a/b) of the shares of two counts by bin; half a row stands for none."""
+    a, b = (np.where(count > 0, count, 0.5) / max(float(count.sum()), 1.0) for count in (now, before))
+    return float(((a - b) * np.log(a / b))[(before > 0) | (now > 0)].sum())
+
+
 def _merged(cells: F64, total: int, events: float, glm: Glm) -> I64:
     """Where groups of neighbouring cells (events, non-events) begin, the first at 0 not named: int64 (groups − 1,)."""
     totals = np.maximum(np.array([events, total - events]), 1.0)

@@ -93,7 +93,7 @@ class Points:
         for column, points in zip(self.columns, self.points, strict=True):
             evidence = evidence_of(column)
             for g, value in enumerate(points):
-                bins = [evidence.codes.label(int(b)) for b in np.flatnonzero(evidence.group == g)]
+                bins = evidence.codes.labels(np.flatnonzero(evidence.group == g))
                 lines.append(
                     {
                         "column": column.name, "bins": bins, "rows": int(evidence.rows[g]),

@@ -68,7 +68,7 @@ TABLE = Table(
         Message(
             pb.GlmAsk,
             "active",
-            ("GlmColumns", "GlmScores"),
+            ("GlmColumns", "GlmAsk", "GlmScores"),
             Reveals("how many encrypted vectors follow", lambda _: 2),
         ),
         Message(
@@ -88,8 +88,8 @@ TABLE = Table(
             "active",
             ("GlmAsk", "GlmScores"),
             Reveals(
-                "the coefficients of its own columns, how the fit converged; errors, deviance and AIC if agreed",
-                lambda m: len(m.coefficients) + len(m.errors) + len(m.changes),
+                "the coefficients of its own columns, how the fit converged; errors, VIF, deviance and AIC if agreed",
+                lambda m: len(m.coefficients) + len(m.errors) + len(m.inflation) + len(m.changes),
             ),
         ),
         Message(pb.GlmSaved, BOTH, ("GlmResult", "GlmSaved"), nothing("an acknowledgement")),
@@ -131,12 +131,28 @@ class PassiveData:
 
 
 @dataclass(frozen=True)
+class Statistics:
+    """Pearson correlations (p, p) of all columns, the active side's first, and variance inflation factors (p,)."""
+
+    correlation: F64
+    inflation: F64
+
+
+@dataclass(frozen=True)
 class ActiveResult:
-    """What the active side gets: the fit (passive columns in opaque order), the pair's model id, names if disclosed."""
+    """What the active side gets.
+
+    Attributes:
+        fit: passive columns in opaque order.
+        model_id: 16 bytes that both shares carry.
+        names: of the opaque columns, if disclosed.
+        statistics: of all columns over the aligned rows, if the contract has them.
+    """
 
     fit: learner.Fit
     model_id: bytes
     names: tuple[str, ...]
+    statistics: Statistics | None = None
 
 
 @dataclass(frozen=True)
@@ -147,12 +163,14 @@ class PassiveResult:
         coefficients: float64 (p_P,).
         errors: float64 (p_P,), standard errors; None where the contract keeps them or there are none (L1).
         converged, steps, changes: how the fit went.
+        inflation: float64 (p_P,), variance inflation factors; None where the contract has no statistics.
         facts: deviance, null deviance, AIC and dispersion as far as the contract goes.
         model_id: 16 bytes that both shares carry.
     """
 
     coefficients: F64
     errors: F64 | None
+    inflation: F64 | None
     converged: bool
     changes: list[float]
     facts: dict[str, float]
@@ -163,8 +181,8 @@ class PassiveResult:
 
 
 def asks(glm: Glm) -> int:
-    """How often products are asked for at most."""
-    return glm.max_steps + 1
+    """How often products are asked for at most: at every step, at the end, and for statistics."""
+    return glm.max_steps + 1 + int(glm.statistics)
 
 
 def most_vectors(glm: Glm, active_columns: int) -> int:
@@ -231,11 +249,29 @@ def fit_active(channel: Channel, contract: Contract, data: ActiveData) -> Active
         peer = _open_peer(channel, contract, data)
     with channel.phase("steps"):
         names = (*data.names, *(peer.names or (f"{contract.passive.name}#{j}" for j in range(peer.columns))))
+        statistics = _statistics(peer) if glm.statistics else None
         fit = learner.fit(rows, glm, peer, names)
     result = _result(contract, fit, len(rows.columns))
+    if statistics is not None:
+        result.inflation.extend(statistics.inflation[len(rows.columns) :].tolist())
     result.model_id = _model_id(channel, contract)
     channel.send(result)
-    return ActiveResult(fit, result.model_id, peer.names)
+    return ActiveResult(fit, result.model_id, peer.names, statistics)
+
+
+def _statistics(peer: _Peer) -> Statistics:
+    """Correlations and VIF = diagonal of the inverse correlation matrix, over the active side's rows, unweighted."""
+    own = peer.data.rows.columns
+    count = own.shape[1]
+    blocks = peer.products(np.ones(count), np.ones(count))
+    if blocks.cross is None or blocks.own is None:
+        raise ValueError("products were asked for without curvature")
+    means = np.concatenate([own.mean(axis=1), blocks.gradient / count])
+    moments = np.block([[own @ own.T, blocks.cross[:, 1:].T], [blocks.cross[:, 1:], blocks.own]]) / count
+    covariance = moments - np.outer(means, means)
+    deviations = np.sqrt(np.maximum(np.diag(covariance), 1e-300))
+    correlation = covariance / np.outer(deviations, deviations)
+    return Statistics(correlation, np.diag(np.linalg.pinv(correlation)))
 
 
 def _check_rows(rows: learner.Rows, glm: Glm) -> None:
@@ -483,6 +519,10 @@ def _received(channel: Channel, contract: Contract, message: pb.GlmResult, order
     if message.errors:
         errors = np.empty(len(order))
         errors[order] = _finite(channel, message.errors, len(order))
+    inflation = None
+    if message.inflation:
+        inflation = np.empty(len(order))
+        inflation[order] = _finite(channel, message.inflation, len(order))
     if len(message.changes) > asks(_glm(contract)) or message.steps != len(message.changes):
         raise channel.misbehaved(WrongLength, f"reported {len(message.changes)} steps")
     facts = {
@@ -490,4 +530,6 @@ def _received(channel: Channel, contract: Contract, message: pb.GlmResult, order
         for name in ("deviance", "null_deviance", "aic", "dispersion")
         if message.HasField(name)
     }
-    return PassiveResult(natural, errors, message.converged, list(message.changes), facts, bytes(message.model_id))
+    return PassiveResult(
+        natural, errors, inflation, message.converged, list(message.changes), facts, bytes(message.model_id)
+    )

@@ -43,7 +43,7 @@ class GlmScores(_message.Message):
     def __init__(self, first: _Optional[int] = ..., values: _Optional[bytes] = ...) -> None: ...
 
 class GlmResult(_message.Message):
-    __slots__ = ("coefficients", "errors", "converged", "steps", "changes", "deviance", "null_deviance", "aic", "dispersion", "model_id")
+    __slots__ = ("coefficients", "errors", "converged", "steps", "changes", "deviance", "null_deviance", "aic", "dispersion", "model_id", "inflation")
     COEFFICIENTS_FIELD_NUMBER: _ClassVar[int]
     ERRORS_FIELD_NUMBER: _ClassVar[int]
     CONVERGED_FIELD_NUMBER: _ClassVar[int]
@@ -54,6 +54,7 @@ class GlmResult(_message.Message):
     AIC_FIELD_NUMBER: _ClassVar[int]
     DISPERSION_FIELD_NUMBER: _ClassVar[int]
     MODEL_ID_FIELD_NUMBER: _ClassVar[int]
+    INFLATION_FIELD_NUMBER: _ClassVar[int]
     coefficients: _containers.RepeatedScalarFieldContainer[float]
     errors: _containers.RepeatedScalarFieldContainer[float]
     converged: bool
@@ -64,7 +65,8 @@ class GlmResult(_message.Message):
     aic: float
     dispersion: float
     model_id: bytes
-    def __init__(self, coefficients: _Optional[_Iterable[float]] = ..., errors: _Optional[_Iterable[float]] = ..., converged: _Optional[bool] = ..., steps: _Optional[int] = ..., changes: _Optional[_Iterable[float]] = ..., deviance: _Optional[float] = ..., null_deviance: _Optional[float] = ..., aic: _Optional[float] = ..., dispersion: _Optional[float] = ..., model_id: _Optional[bytes] = ...) -> None: ...
+    inflation: _containers.RepeatedScalarFieldContainer[float]
+    def __init__(self, coefficients: _Optional[_Iterable[float]] = ..., errors: _Optional[_Iterable[float]] = ..., converged: _Optional[bool] = ..., steps: _Optional[int] = ..., changes: _Optional[_Iterable[float]] = ..., deviance: _Optional[float] = ..., null_deviance: _Optional[float] = ..., aic: _Optional[float] = ..., dispersion: _Optional[float] = ..., model_id: _Optional[bytes] = ..., inflation: _Optional[_Iterable[float]] = ...) -> None: ...
 
 class GlmSaved(_message.Message):
     __slots__ = ()
