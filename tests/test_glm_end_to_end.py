@@ -50,11 +50,11 @@ def simulated(pair: Pair, capsys: pytest.CaptureFixture[str], job: str) -> dict[
 
 @pytest.mark.processes
 def test_a_scorecard_from_two_processes(tmp_path: Path, keyring: Path) -> None:
-    glm = {"woe": True, "bins": 8, "l2": 0.001}
+    glm = {"woe": True, "bins": 8, "l2": 0.001, "statistics": True}
     pair = glm_pair(tmp_path, keyring, glm, scorecard=CARD)
     said = {job: {p: e.result for p, e in pair.run(job).items()} for job in ("check", "train", "predict")}
     bank, platform = said["train"]["bank"], said["train"]["platform"]
-    assert said["check"]["bank"]["most_vectors"] == 13 * (3 + 4)
+    assert said["check"]["bank"]["most_vectors"] == 14 * (3 + 4)
     assert bank["ledger"] == platform["ledger"]
     assert bank["model_id"] == platform["model_id"]
     assert bank["converged"]
@@ -65,6 +65,12 @@ def test_a_scorecard_from_two_processes(tmp_path: Path, keyring: Path) -> None:
     assert all(0 <= line["p"] <= 1 for line in platform["coefficients"])
     assert set(platform["iv"]) == {"spend", "visits", "city"}
     assert bank["aic"] == pytest.approx(platform["aic"])
+    opaque = {f"platform#{j}" for j in range(3)}
+    assert set(bank["variance_inflation"]) == {"income", "debt", "work"} | opaque
+    theirs = sorted(bank["variance_inflation"][name] for name in opaque)
+    assert sorted(platform["variance_inflation"].values()) == pytest.approx(theirs)
+    assert said["predict"]["bank"]["score_stability_index"] == pytest.approx(0, abs=0.01)
+    assert said["predict"]["platform"]["stability_index"] == pytest.approx({"spend": 0, "visits": 0, "city": 0})
     for party in MODULES:
         assert {path.name for path in (pair.output(party) / "model").iterdir()} == {
             "share.json", "scorecard.json", "run.json",

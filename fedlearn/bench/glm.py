@@ -63,6 +63,8 @@ def measure(setting: Setting) -> dict[str, Any]:
     )
     return {
         **{name: value for name, value in asdict(setting).items() if value is not None},
+        "active_features": len(contract.active.features),
+        "passive_features": len(contract.passive.features),
         "seconds_fit": max(active["seconds"], passive["seconds"]),
         "rounds": active["rounds"],
         "converged": active["converged"],
