@@ -252,15 +252,10 @@ def _train(channel: Channel, own: Own) -> Summary:
         if own.contract.glm is not None:
             facts = _train_glm(channel, own, alignment, folder)
             regression.exchange_saved(channel)
-            summary = _summary(channel, own, "train") | _alignment_facts(alignment) | facts
-            handshake.part(channel)
-            _write_run(folder, summary)
-            return summary
-        if own.role == "active":
-            facts = _train_active(channel, own, alignment, folder)
         else:
-            facts = _train_passive(channel, own, alignment, folder)
-        boost.exchange_saved(channel)
+            train = _train_active if own.role == "active" else _train_passive
+            facts = train(channel, own, alignment, folder)
+            boost.exchange_saved(channel)
         summary = _summary(channel, own, "train") | _alignment_facts(alignment) | facts
         handshake.part(channel)
         _write_run(folder, summary)

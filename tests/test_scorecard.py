@@ -11,13 +11,17 @@ from typing import Any
 import numpy as np
 import pytest
 
+from fedlearn.channel import Limits, simulate
 from fedlearn.contract import Glm, Scorecard, Side
 from fedlearn.data import make_table
 from fedlearn.data.design import fit_design
-from fedlearn.errors import WrongModel
+from fedlearn.errors import FedlearnError, Malformed, WrongLength, WrongModel
 from fedlearn.models import linear
 from fedlearn.models.linear import LinearShare
 from fedlearn.models.scorecard import Points
+from fedlearn.protocols import linear as linear_protocol
+from fedlearn.v1 import linear_pb2 as pb
+from tests.boosting import spoiling
 from tests.regression import contract
 from tests.test_woe import KINDS, evidence_of, table
 
@@ -138,3 +142,50 @@ def test_one_row_of_a_number_without_bins() -> None:
     design, said = fit_design(rows, kinds)
     assert "missing in 1 row" in said[0]
     assert design.standardised(rows)[0, 2] == pytest.approx(0)
+
+
+# --- the partial scores between the sides ------------------------------------------------------------
+
+
+def exchange(spoil: Any = None, codes: int = 2) -> Any:
+    rng = np.random.default_rng(0)
+    scores = rng.normal(size=50)
+    reasons = linear_protocol.Reasons(
+        rng.integers(0, 2, (50, 2)).astype(np.uint8), rng.random((50, 2)).astype(np.float32)
+    )
+
+    def passive(channel: Any) -> None:
+        end = spoiling(channel, pb.LinearScores, spoil) if spoil else channel
+        linear_protocol.score_passive(end, scores, reasons)
+
+    def active(channel: Any) -> Any:
+        return linear_protocol.score_active(channel, 50, 2, codes)
+
+    (found, why), _ = simulate(active, passive, limits=Limits(step=30))
+    return (found == scores).all(), (why.code == reasons.code).all(), (why.lost == reasons.lost).all()
+
+
+def test_partial_scores_and_reasons_arrive_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(linear_protocol, "_PIECE_ROWS", 16)
+    assert exchange() == (True, True, True)
+
+
+def put(field: str, value: Any) -> Any:
+    return lambda message: setattr(message, field, value)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "codes", "error"),
+    [
+        (put("values", bytes(8)), 2, WrongLength),
+        (put("first", 1), 2, WrongLength),
+        (put("reasons", b""), 2, WrongLength),
+        (put("lost", bytes(4)), 2, WrongLength),
+        (put("values", np.full(50, np.nan).tobytes()), 2, Malformed),
+        (put("lost", np.full(100, np.inf, np.float32).tobytes()), 2, Malformed),
+        (None, 1, Malformed),
+    ],
+)
+def test_scores_out_of_line(spoil: Any, codes: int, error: type[FedlearnError]) -> None:
+    with pytest.raises(error):
+        exchange(spoil, codes)

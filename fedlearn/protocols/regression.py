@@ -313,6 +313,7 @@ class _Peer:
     names: tuple[str, ...]
     by_column: products.Querier
     by_pair: products.Querier
+    steps: int = 0
 
     @property
     def columns(self) -> int:
@@ -320,18 +321,13 @@ class _Peer:
 
     def products(self, residual: F64, weight: F64 | None) -> learner.Blocks:
         own = self.data.rows.columns
-        rough = 0 if weight is None else 1 + len(own)
-        self.channel.send(pb.GlmAsk(columns=2 + rough, pairs=int(weight is not None)))
-
-        def weighted(j: int) -> F64:
-            if weight is None or j == 0:
-                return residual if weight is None else weight
-            return np.asarray(weight * own[j - 1])
-
-        sums = self.by_column.ask([residual], weighted, rough)
         if weight is None:
-            return learner.Blocks(sums[0])
-        pair = self.by_pair.ask([], lambda _: weight, 1)[0]
+            self.channel.send(pb.GlmAsk(columns=2, pairs=0))
+            return learner.Blocks(self.by_column.ask([residual], lambda _: residual, 0)[0])
+        weights = weight
+        self.channel.send(pb.GlmAsk(columns=3 + len(own), pairs=1))
+        sums = self.by_column.ask([residual], lambda j: weights * own[j - 1] if j else weights, 1 + len(own))
+        pair = self.by_pair.ask([], lambda _: weights, 1)[0]
         curvature = np.empty((self.columns, self.columns))
         first, second = _pairs(self.columns)
         curvature[first, second] = curvature[second, first] = pair
@@ -361,15 +357,9 @@ class _Peer:
                 )
             scores[filled : filled + due] = np.frombuffer(piece.values, "<i4")
             filled += due
-        self.channel.progress(self.steps_done, self.glm.max_steps, "steps at most")
+        self.steps += 1
+        self.channel.progress(self.steps, self.glm.max_steps, "steps at most")
         return np.asarray(scores[self.data.position] * _UNIT)
-
-    _steps: int = 0
-
-    @property
-    def steps_done(self) -> int:
-        self._steps += 1
-        return self._steps
 
 
 def _open_peer(channel: Channel, contract: Contract, data: ActiveData) -> _Peer:
