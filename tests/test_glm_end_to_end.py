@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from fedlearn.cli.main import run as command_line
-from fedlearn.errors import BadLabel, OverBudget
+from fedlearn.errors import BadLabel, NotInContract, OverBudget
 from tests.parties import MODULES, SHARED, Pair, digits, make_keys, make_pair, read_csv, write_csv
 
 CARD = {
@@ -160,3 +160,15 @@ def test_a_budget_too_small_is_refused_before_anybody_connects(
     pair = glm_pair(tmp_path, keyring, {}, change=change)
     assert command_line(pair.arguments("platform", "check")) == OverBudget.exit_code
     assert "encrypted vectors" in capsys.readouterr().err
+
+
+@pytest.mark.processes
+def test_the_benchmark_compares_with_statsmodels(capsys: pytest.CaptureFixture[str]) -> None:
+    size = ["--rows", "2000", "--active-features", "2", "--passive-features", "2", "--json"]
+    assert command_line(["bench", "glm", *size]) == 0
+    said = json.loads(capsys.readouterr().out)
+    assert said["max_coefficient_error_in_standard_errors"] < 0.1
+    assert said["auc"] == pytest.approx(said["auc_pooled"], abs=1e-3)
+    names = {"seconds_fit", "statsmodels_seconds", "rounds", "bytes_active", "bytes_passive", "kl_nats"}
+    assert names <= set(said)
+    assert command_line(["bench", "glm", *size, "--disclosure", "none"]) == NotInContract.exit_code
