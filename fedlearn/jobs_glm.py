@@ -147,7 +147,7 @@ def train_active(
         facts["correlation"] = {"columns": list(every), "values": result.statistics.correlation.round(6).tolist()}
     with channel.phase("alone"):
         alone = learner.fit(rows, glm, None, design.names)
-    facts |= _progress(fit.converged, fit.changes, glm, len(fit.coefficients) - own_size) | {
+    facts |= _progress(fit.converged, len(fit.changes), fit.changes, glm, len(fit.coefficients) - own_size) | {
         "model_id": result.model_id.hex(),
         "coefficients": share.table(),
         "peer_coefficients_standardised": theirs_fitted.table(),
@@ -175,7 +175,7 @@ def train_passive(channel: Channel, contract: Contract, table: PartyTable) -> tu
     data = regression.PassiveData(design.standardised(table), design.names)
     result = regression.fit_passive(channel, contract, data)
     share = LinearShare("passive", result.model_id, design, result.coefficients, errors=result.errors)
-    facts |= _progress(result.converged, result.changes, glm, len(result.coefficients)) | result.facts
+    facts |= _progress(result.converged, result.steps, result.changes, glm, len(result.coefficients)) | result.facts
     if result.inflation is not None:
         facts["variance_inflation"] = dict(zip(design.names, result.inflation.tolist(), strict=True))
     facts |= {
@@ -249,15 +249,15 @@ def _one_sided(features: list[tuple[str, Groups]]) -> list[str]:
     ]
 
 
-def _progress(converged: bool, changes: list[float], glm: Glm, passive_columns: int) -> Summary:
-    told = len(changes) - 1  # no partial scores are asked for at the start and after the last step
+def _progress(converged: bool, steps: int, changes: list[float], glm: Glm, passive_columns: int) -> Summary:
+    told = steps - 1  # no partial scores are asked for at the start and after the last step
     return {
         "partial_scores_told": f"{told} a row, of {passive_columns} passive columns"
         + (": enough to solve for them" if told >= passive_columns else ""),
         "family": glm.family,
         "converged": converged,
-        "steps": len(changes),
-        "step_sizes_in_standard_errors": changes,
+        "steps": steps,
+        **({"step_sizes_in_standard_errors": changes} if changes else {}),
     }
 
 

@@ -237,10 +237,10 @@ def test_the_passive_side_gets_what_pooled_rows_give() -> None:
         events = np.bincount(code, SCREENING.label, size).astype(int)
         due = merge(events, np.bincount(code, minlength=size), int(SCREENING.regular[f]), f < 3, glm)
         assert (group == due.group).all()
-        np.testing.assert_allclose(values, due.woe)
-        assert iv == pytest.approx(due.iv)
+        np.testing.assert_allclose(values, due.woe, rtol=0, atol=5.001e-5)
+        assert iv == pytest.approx(due.iv, abs=5.001e-5)
         ivs.append(iv)
-    assert sorted(g.iv for g in groups) == pytest.approx(sorted(ivs))
+    assert sorted(g.iv for g in groups) == pytest.approx(sorted(ivs), abs=5.001e-5)
 
 
 def put(field: str, value: Any) -> Any:

@@ -162,7 +162,8 @@ class PassiveResult:
     Attributes:
         coefficients: float64 (p_P,).
         errors: float64 (p_P,), standard errors; None where the contract keeps them or there are none (L1).
-        converged, steps, changes: how the fit went.
+        converged, steps: how the fit went.
+        changes: sizes of the steps in standard errors; empty where these are not told.
         inflation: float64 (p_P,), variance inflation factors; None where the contract has no statistics.
         facts: deviance, null deviance, AIC and dispersion as far as the contract goes.
         model_id: 16 bytes that both shares carry.
@@ -172,6 +173,7 @@ class PassiveResult:
     errors: F64 | None
     inflation: F64 | None
     converged: bool
+    steps: int
     changes: list[float]
     facts: dict[str, float]
     model_id: bytes
@@ -285,14 +287,18 @@ def _check_rows(rows: learner.Rows, glm: Glm) -> None:
 
 
 def _result(contract: Contract, fit: learner.Fit, own: int) -> pb.GlmResult:
-    """What the passive side is told: counts of shared rows are hidden in one-sided alignment, so deviances are too."""
+    """What the passive side is told. One-sided alignment hides how many rows are shared, which deviances would tell.
+
+    Standard errors, and steps measured in them, tell it roughly; the contract decides.
+    """
     glm = _glm(contract)
     message = pb.GlmResult(
         coefficients=fit.coefficients[1 + own :].tolist(),
         converged=fit.converged,
         steps=len(fit.changes),
-        changes=fit.changes,
     )
+    if glm.errors or contract.align.mode == "mutual":
+        message.changes.extend(fit.changes)
     if glm.errors and fit.errors is not None:
         message.errors.extend(fit.errors[1 + own :].tolist())
     if contract.align.mode == "mutual":
@@ -513,13 +519,21 @@ def _received(channel: Channel, contract: Contract, message: pb.GlmResult, order
     if message.inflation:
         inflation = np.empty(len(order))
         inflation[order] = _finite(channel, message.inflation, len(order))
-    if len(message.changes) > asks(_glm(contract)) or message.steps != len(message.changes):
-        raise channel.misbehaved(WrongLength, f"reported {len(message.changes)} steps")
+    due = (0, message.steps) if contract.align.mode != "mutual" else (message.steps,)
+    if not 1 <= message.steps <= asks(_glm(contract)) or len(message.changes) not in due:
+        raise channel.misbehaved(WrongLength, f"reported {message.steps} steps and the sizes of {len(message.changes)}")
     facts = {
         name: float(getattr(message, name))
         for name in ("deviance", "null_deviance", "aic", "dispersion")
         if message.HasField(name)
     }
     return PassiveResult(
-        natural, errors, inflation, message.converged, list(message.changes), facts, bytes(message.model_id)
+        natural,
+        errors,
+        inflation,
+        message.converged,
+        message.steps,
+        list(message.changes),
+        facts,
+        bytes(message.model_id),
     )

@@ -9,7 +9,8 @@
 
 The active side learns how many of its rows, and how many of its events, are in each bin of each opaque feature. The
 passive side learns the merge plan, and WOE and IV of its own bins: the ratio of event rates between its bins, but no
-row's label. Rows of the shared order that are not the active side's customers count zero in both vectors.
+row's label; both are rounded, as the exact ratio would give the counts away. Rows of the shared order that are not the
+active side's customers count zero in both vectors.
 """
 
 from __future__ import annotations
@@ -55,6 +56,8 @@ TABLE = Table(
 )
 
 _SHARE = 0.125
+#: Decimals of WOE and IV on the wire: an exact ratio of counts would give the counts away.
+_DECIMALS = 4
 _VECTORS = 2
 
 
@@ -139,8 +142,8 @@ def evidence_active(channel: Channel, contract: Contract, label: Label) -> tuple
         pb.WoePlan(
             groups=[len(g.woe) for g in found],
             group=np.concatenate([g.group for g in found]).tolist(),
-            woe=np.concatenate([g.woe for g in found]).tolist(),
-            iv=[g.iv for g in found],
+            woe=np.concatenate([g.woe for g in found]).round(_DECIMALS).tolist(),
+            iv=[round(g.iv, _DECIMALS) for g in found],
         )
     )
     return found, tuple(told.names)
