@@ -76,6 +76,7 @@ class Label(_Strict):
     positive: str = "1"
     classes: tuple[str, ...] = Field((), description="label values, for objective softmax; at least two")
     weight: str | None = Field(None, description="column of positive row weights on the active side")
+    offset: str | None = Field(None, description="column added to the linear predictor of [glm], on the active side")
 
 
 class Boost(_Strict):
@@ -141,6 +142,50 @@ class Boost(_Strict):
         return self
 
 
+class Glm(_Strict):
+    """A generalised linear model instead of trees. Links: logit for ``logistic``, identity for ``linear``, else log.
+
+    Penalties act on coefficients of standardised columns: deviance / (2·Σ weight) + l2/2·‖b‖² + l1·‖b‖₁.
+    """
+
+    family: Literal["logistic", "linear", "poisson", "gamma", "tweedie"] = "logistic"
+    tweedie_power: float = Field(1.5, gt=1, lt=2, description="variance power of family tweedie")
+    l1: float = Field(0.0, ge=0)
+    l2: float = Field(0.0, ge=0)
+    max_steps: int = Field(12, ge=1, le=100, description="Newton steps at most; each reveals one partial score a row")
+    tolerance: float = Field(1e-3, gt=0, le=0.1, description="converged when a step is below this, in standard errors")
+    digits: int = Field(15, ge=8, le=24, description="bits of a standardised value of the passive side")
+    woe: bool = Field(False, description="replace every column by the weight of evidence of its bins")
+    bins: int = Field(20, ge=2, le=255, description="bins per feature before merging, with woe")
+    binning: Literal["quantile", "width", "tree", "monotone"] = Field("monotone", description="how bins are made")
+    max_groups: int = Field(8, ge=2, le=255, description="bins per feature after merging (tree, monotone)")
+    least_share: float = Field(0.02, ge=0, le=0.5, description="least share of rows in a merged bin")
+    least_events: int = Field(1, ge=0, description="least number of rows of either label value in a merged bin")
+    least_iv: float = Field(0.0, ge=0, description="features of a smaller information value are left out, with woe")
+    special: dict[str, tuple[float, ...]] = Field({}, description="values that are codes, by column: bins of their own")
+    statistics: bool = Field(False, description="the active side learns correlations and VIF across the sides")
+    errors: bool = Field(True, description="the passive side learns the standard errors of its coefficients")
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Glm:
+        if self.least_iv and not self.woe:
+            raise ValueError("least_iv needs woe = true")
+        if self.woe and self.family != "logistic":
+            raise ValueError("woe needs family logistic")
+        return self
+
+
+class Scorecard(_Strict):
+    """Points of a logistic model on WOE columns: base_score at base_odds (good to bad); pdo points double the odds."""
+
+    base_score: float = 600.0
+    base_odds: float = Field(50.0, gt=0)
+    pdo: float = Field(20.0, gt=0)
+    reasons: int = Field(4, ge=0, le=20, description="reason codes per row; 0 for none")
+    against: Literal["best", "mean"] = Field("best", description="points are lost against the best bin or the mean")
+    codes: dict[str, Name] = Field({}, description="reason code by column of either side; none for a column without")
+
+
 class Encryption(_Strict):
     """The back end of the encrypted matrix-vector product."""
 
@@ -187,6 +232,8 @@ class Contract(_Strict):
     label: Label
     align: Align
     boost: Boost = Boost()
+    glm: Glm | None = None
+    scorecard: Scorecard | None = None
     encryption: Encryption = Encryption()
     budget: Budget = Budget()
     privacy: Privacy | None = None
@@ -202,6 +249,8 @@ class Contract(_Strict):
             "poisson": "count",
             "tweedie": "count",
         }
+        if self.glm is not None:
+            return {"logistic": "binary", "linear": "number"}.get(self.glm.family, "count")  # type: ignore[return-value]
         return kinds[self.boost.objective]
 
     @property
@@ -211,6 +260,12 @@ class Contract(_Strict):
 
     @model_validator(mode="after")
     def _consistent(self) -> Contract:
+        if self.glm is not None and self.boost != Boost():
+            raise ValueError("[boost] and [glm] are two algorithms: choose one")
+        if self.scorecard is not None and (self.glm is None or not self.glm.woe):
+            raise ValueError("[scorecard] needs [glm] with woe = true")
+        if self.label.offset is not None and (self.glm is None or self.label.offset in self.active.features):
+            raise ValueError("[label] offset needs [glm], and cannot also be a feature")
         softmax = self.boost.objective == "softmax"
         if softmax != bool(self.label.classes) or len(set(self.label.classes)) != len(self.label.classes):
             raise ValueError("[label] classes must list distinct values with objective softmax, and only then")

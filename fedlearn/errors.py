@@ -145,6 +145,27 @@ class WrongCheckpoint(OwnMistake):
     resolve = "Bring back what changed and resume, or remove the checkpoint on both sides and train without --resume."
 
 
+class Collinear(OwnMistake):
+    """Columns of a regression that repeat each other, so that its curvature is singular."""
+
+    exit_code = 34
+    resolve = "Leave out one of the columns, or agree an l2 penalty in [glm]."
+
+
+class Separation(OwnMistake):
+    """A column or a combination of columns predicts the label perfectly, so that a coefficient has no finite value."""
+
+    exit_code = 35
+    resolve = "Merge the bins concerned, leave the column out, or agree an l2 penalty in [glm]."
+
+
+class ConstantColumns(OwnMistake):
+    """A side of a regression without a single column that varies over the aligned rows."""
+
+    exit_code = 36
+    resolve = "Bring at least one column that varies."
+
+
 # --- understood and declined -----------------------------------------------------------------------
 
 

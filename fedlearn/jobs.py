@@ -21,6 +21,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 from pyarrow import csv, feather
 
+from fedlearn import jobs_glm
 from fedlearn.channel import Channel, Limits, simulate
 from fedlearn.channel.channel import Progress
 from fedlearn.contract import Contract, PartyFile, Side, load_contract
@@ -34,9 +35,9 @@ from fedlearn.learner import booster
 from fedlearn.learner.booster import Rows
 from fedlearn.learner.grower import Features
 from fedlearn.learner.objective import objective_of
-from fedlearn.models import checkpoint
+from fedlearn.models import checkpoint, linear
 from fedlearn.models import share as shares
-from fedlearn.protocols import align, boost, disclose, handshake, matvec, score
+from fedlearn.protocols import align, boost, disclose, handshake, matvec, regression, score
 from fedlearn.protocols.align import Alignment
 from fedlearn.protocols.resume import Start
 from fedlearn.report.metrics import figures
@@ -61,9 +62,11 @@ class Own:
         folder: where the job's result goes; nothing is there yet.
         share: its share of the model to score with (``predict`` only).
         on_file: an alignment made earlier of exactly these IDs under exactly this contract, if there is one.
-        plan: of the encrypted product if all its rows were aligned (``check`` and ``train`` with ``lwe``).
+        plan: of the encrypted product if all its rows were aligned (``check`` and ``train`` of trees with ``lwe``).
         earlier: its share of the model that training goes on from (warm start), if it does.
         kept: the checkpoint that training resumes from, if it does.
+        offset: float64 (n,), of the linear predictor of a regression; None without.
+        warnings: what was odd about the table, though no reason to stop.
     """
 
     party: str
@@ -71,11 +74,13 @@ class Own:
     contract: Contract
     table: PartyTable
     folder: Path
-    share: shares.Share | None = None
+    share: shares.Share | linear.LinearShare | None = None
     on_file: Alignment | None = None
     plan: Plan | None = None
     earlier: shares.Share | None = None
     kept: checkpoint.Checkpoint | None = None
+    offset: F64 | None = None
+    warnings: tuple[str, ...] = ()
 
     @property
     def model_id(self) -> bytes:
@@ -118,6 +123,10 @@ def prepare(
         raise NotInContract(
             f"contract {contract.name!r} aligns by cardinality, which gives a count and no rows to {job} on"
         )
+    if contract.glm is not None:
+        if resume or earlier is not None:
+            raise NotInContract("a regression takes a few steps: it cannot be resumed or go on from an earlier model")
+        return _prepare_glm(party, contract, job, role, folder, model)
     share = None
     if job == "predict":
         share = shares.load(model or party.output.folder / "model", contract, party.party)
@@ -178,6 +187,20 @@ def _checkpoint_folder(own: Own) -> Path:
 
 def _binding(own: Own) -> dict[str, str]:
     return checkpoint.bind(own.contract.hash(), own.table.fingerprint(), own.party, own.role, own.model_id)
+
+
+def _prepare_glm(party: PartyFile, contract: Contract, job: Job, role: str, folder: Path, model: Path | None) -> Own:
+    share = None
+    if job == "predict":
+        share = linear.load(model or party.output.folder / "model", contract, party.party)
+        if share.role != role:
+            raise WrongModel(f"the share of {party.party!r} is not that of the {role} side")
+    loaded = jobs_glm.load(party.data, contract, role, job in ("check", "train"))
+    if job in ("check", "train"):
+        jobs_glm.check_budget(contract, loaded.table)
+    on_file = _alignment_on_file(party.output.folder / "alignment", contract, loaded.table)
+    own = Own(party.party, role, contract, loaded.table, folder, share, on_file)
+    return replace(own, offset=loaded.offset, warnings=loaded.warnings)
 
 
 def _check_writable(folder: Path) -> None:
@@ -258,7 +281,12 @@ def _check(channel: Channel, own: Own) -> Summary:
     """Greet, compare sizes, part; nothing is written and no row is touched."""
     rows, features = handshake.exchange_readiness(channel, own.table.rows, len(own.table.columns))
     handshake.part(channel)
-    plan, vectors = own.plan, boost.most_vectors(own.contract)
+    plan = own.plan
+    if own.contract.glm is not None:
+        facts = jobs_glm.check_budget(own.contract, own.table)
+        summary = _summary(channel, own, "check") | {"folder": "nothing was written"} | facts
+        return summary | {"peer_rows": rows, "peer_features": features, "would_write_to": str(own.folder.parent)}
+    vectors = boost.most_vectors(own.contract)
     most_trees = boost.most_trees(own.contract)
     settings = own.contract.boost
     summary = _summary(channel, own, "check")
@@ -290,17 +318,19 @@ def _align(channel: Channel, own: Own) -> Summary:
 
 
 def _train(channel: Channel, own: Own) -> Summary:
-    """Align, then boost; both sides keep their share or neither does. What breaks off can be resumed."""
+    """Align, then boost or regress; both sides keep their share or neither does. Boosting can be resumed."""
     alignment = _aligned(channel, own)
     keeper = own.kept or checkpoint.Checkpoint(_checkpoint_folder(own), _binding(own), channel.session, alignment)
     if keeper.alignment.id != alignment.id:
         raise WrongCheckpoint(f"the checkpoint of the peer {channel.peer!r} is of another run than this side's")
     with shares.staged(own.folder) as folder:
-        if own.role == "active":
-            facts = _train_active(channel, own, alignment, keeper, folder)
+        if own.contract.glm is not None:
+            facts = _train_glm(channel, own, alignment, folder)
+            regression.exchange_saved(channel)
         else:
-            facts = _train_passive(channel, own, alignment, keeper, folder)
-        boost.exchange_saved(channel)
+            train = _train_active if own.role == "active" else _train_passive
+            facts = train(channel, own, alignment, keeper, folder)
+            boost.exchange_saved(channel)
         summary = _summary(channel, own, "train") | _alignment_facts(alignment) | facts
         handshake.part(channel)
         _write_run(folder, summary)
@@ -322,6 +352,18 @@ def _start_facts(own: Own, start: Start) -> Summary:
 def _kept_for(own: Own, keeper: checkpoint.Checkpoint) -> checkpoint.Checkpoint | None:
     """Where training is kept round by round; not under [privacy], which allows no answer twice."""
     return keeper if own.contract.privacy is None else None
+
+
+def _train_glm(channel: Channel, own: Own, alignment: Alignment, folder: Path) -> Summary:
+    contract = own.contract
+    if own.role == "active":
+        order, position = own_order(alignment)
+        offset = None if own.offset is None else own.offset[order]
+        share, facts = jobs_glm.train_active(channel, contract, own.table.take(order), offset, position, alignment.size)
+    else:
+        share, facts = jobs_glm.train_passive(channel, contract, own.table.take(alignment.rows))
+    facts["warnings"] = [*own.warnings, *facts["warnings"]]
+    return facts | jobs_glm.save(share, folder, contract, own.party, own.role)
 
 
 def _train_active(
@@ -408,7 +450,9 @@ def _predict(channel: Channel, own: Own) -> Summary:
     with shares.staged(own.folder) as folder:
         facts: Summary = {}
         with channel.phase("score"):
-            if isinstance(own.share, shares.ActiveShare):
+            if isinstance(own.share, linear.LinearShare):
+                facts = _predict_glm(channel, own, own.share, alignment, folder)
+            elif isinstance(own.share, shares.ActiveShare):
                 rows, position = own_order(alignment)
                 table = own.table.take(rows)
                 bins = own.share.binning.transform(table)
@@ -424,6 +468,17 @@ def _predict(channel: Channel, own: Own) -> Summary:
         handshake.part(channel)
         _write_run(folder, summary)
     return summary
+
+
+def _predict_glm(channel: Channel, own: Own, share: linear.LinearShare, alignment: Alignment, folder: Path) -> Summary:
+    if share.role == "passive":
+        return jobs_glm.predict_passive(channel, own.contract, share, own.table.take(alignment.rows))
+    rows, position = own_order(alignment)
+    offset = None if own.offset is None else own.offset[rows]
+    facts = jobs_glm.predict_active(
+        channel, own.contract, share, own.table.take(rows), offset, position, alignment.size, folder / "scores.csv"
+    )
+    return facts | {"warnings": [*own.warnings, *facts["warnings"]]}
 
 
 # --- alignment ---------------------------------------------------------------------------------------

@@ -30,9 +30,9 @@ ALLOWED = {
     "channel": {"channel", "contract", "errors", "keys", "v1"},
     "data": {"contract", "data", "errors", "kernels.threads"},
     "models.forest": {"kernels"},
-    "learner": {"contract", "crypto", "kernels", "learner", "models.forest"},
+    "learner": {"contract", "crypto", "errors", "kernels", "learner", "models.forest"},
     "protocols": {"channel", "contract", "crypto", "errors", "kernels", "learner", "models.forest", "protocols", "v1"},
-    "report": {"learner", "report"},
+    "report": {"contract", "learner", "report"},
 }
 #: What anyone may take from the package itself.
 CONSTANTS = {"", "PROTOCOL_VERSION", "__version__"}

@@ -141,7 +141,7 @@ def test_large_queries_and_hints_go_in_pieces(at_once: int, blocks: int, monkeyp
     matrix = example(rng, "indicator", 2 * N + 500)
     agreed = terms("lwe", 9, 21)
     monkeypatch.setattr(matvec, "_HINT_BYTES", 8 * N)
-    monkeypatch.setattr(matvec, "_AT_ONCE", at_once)
+    monkeypatch.setattr(matvec, "AT_ONCE", at_once)
     monkeypatch.setattr(lwe, "PIECE_BLOCKS", blocks)
     values = rng.integers(-9, 10, (21, 2 * N + 500)).astype(np.int32)
     (sums,), querier, holder = run(matrix, agreed, values)

@@ -115,3 +115,35 @@ def bits(
         for n, found in result["bytes_per_word"].items()
     }
     show.out.print(show.facts_table("bytes of a ciphertext word, by gradient bits", widths))
+
+
+@app.command()
+def glm(
+    rows: Annotated[int, typer.Option(help="rows of the generated table")] = 100_000,
+    active_features: Annotated[int, typer.Option(help="features of the side with labels")] = 15,
+    passive_features: Annotated[int, typer.Option(help="features of the other side")] = 15,
+    disclosure: Annotated[str, typer.Option(help="score: exact, partial scores meet on the active side")] = "score",
+    family: Annotated[str, typer.Option(help="logistic, linear or poisson")] = "logistic",
+    woe: Annotated[bool, typer.Option("--woe", help="replace columns by weights of evidence")] = False,
+    active_file: Annotated[str | None, typer.Option(help="CSV with key, label and features")] = None,
+    passive_file: Annotated[str | None, typer.Option(help="CSV with key and features")] = None,
+    key: Annotated[str, typer.Option(help="key column of both files")] = "id",
+    label: Annotated[str, typer.Option(help="label column of the active file")] = "label",
+    positive: Annotated[str, typer.Option(help="text of a positive label")] = "1",
+    as_json: Annotated[bool, typer.Option("--json", help="print JSON")] = False,
+) -> None:
+    """Regression, both parties as processes, against statsmodels on the pooled columns in the same run.
+
+    Example: fedlearn bench glm --rows 100000 --active-features 15 --passive-features 15 --disclosure score --json
+    """
+    from fedlearn.bench import glm as bench
+
+    setting = bench.Setting(
+        rows, active_features, passive_features, disclosure, family, woe, active_file, passive_file,
+        key, label, positive,
+    )  # fmt: skip
+    result = bench.measure(setting)
+    if as_json:
+        print(json.dumps(result))
+    else:
+        show.out.print(show.facts_table("regression", result))

@@ -192,6 +192,8 @@ def facts_table(title: str, facts: dict[str, Any]) -> Table:
 def _shown(name: str, value: Any) -> str:
     if isinstance(value, float):
         return f"{value:.4g}"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
     return f"{value:,}" if isinstance(value, int) and name != "pid" else str(value)
 
 
@@ -207,6 +209,25 @@ def importance_table(importance: dict[str, dict[str, float]], most: int = 12) ->
     return table
 
 
+#: Lists of a regression's result that are shown as tables.
+_LISTS = {
+    "coefficients": "Coefficients",
+    "peer_coefficients_standardised": "The peer's coefficients, of standardised columns",
+    "points": "Points",
+}
+
+
+def lines_table(lines: list[dict[str, Any]], title: str) -> Table:
+    """Lines that have names and values in common, as a table."""
+    table = Table(title=title, title_justify="left")
+    for name in max(lines, key=len):
+        table.add_column(name, overflow="fold")
+    for line in lines:
+        cells = (" or ".join(value) if isinstance(value, list) else _shown(name, value) for name, value in line.items())
+        table.add_row(*cells)
+    return table
+
+
 def summary(result: dict[str, Any]) -> None:
     """A job's result on one side."""
     skip = {"phases", "ledger", "joint", "alone", "importance", "splits_by_feature", "skipped"}
@@ -218,7 +239,13 @@ def summary(result: dict[str, Any]) -> None:
     out.print(facts_table(f"{result['party']}: {result['job']}", facts))
     if "joint" in result:
         models = {f"{result['party']} alone": result["alone"], "joint": result["joint"]}
-        out.print(figures_table(models, "Cross-validated on held-out rows, same learner, same folds"))
+        held_out = "Cross-validated on held-out rows, same learner, same folds"
+        out.print(figures_table(models, "On the training rows" if "coefficients" in result else held_out))
+    for name, title in _LISTS.items():
+        if result.get(name):
+            out.print(lines_table(result[name], title))
+    for warning in result.get("warnings", []):
+        out.print(f"warning: {warning}")
     if "importance" in result:
         out.print(importance_table(result["importance"]))
     out.print(phases_table({result["party"]: result["phases"]}))

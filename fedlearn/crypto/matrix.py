@@ -111,17 +111,21 @@ class Dense:
     """Rows of small integers.
 
     Attributes:
-        entries: int64 (R, n), absolute values at most :data:`LARGEST_ENTRY`.
+        entries: int64 or int8 (R, n), absolute values at most ``bound``.
+        bound: what both sides take as the largest absolute entry; at most :data:`LARGEST_ENTRY`.
 
     Raises:
-        OverBudget: an entry is larger.
+        OverBudget: an entry, or the bound, is larger.
     """
 
-    entries: NDArray[np.int64]
+    entries: NDArray[np.int64] | NDArray[np.int8]
+    bound: int = LARGEST_ENTRY
 
     def __post_init__(self) -> None:
-        if np.any((self.entries > LARGEST_ENTRY) | (self.entries < -LARGEST_ENTRY)):
-            raise OverBudget(f"matrix entries must not exceed {LARGEST_ENTRY} for the encrypted product to be exact")
+        bound = min(self.bound, LARGEST_ENTRY)
+        largest = max(int(self.entries.max(initial=0)), -int(self.entries.min(initial=0)), self.bound)
+        if largest > bound:
+            raise OverBudget(f"matrix entries must not exceed {bound} for the encrypted product to be exact")
 
     @property
     def rows(self) -> int:
@@ -136,12 +140,12 @@ class Dense:
     @property
     def largest(self) -> int:
         """Largest absolute entry (its bound, so that the shape message says nothing of the data)."""
-        return LARGEST_ENTRY
+        return self.bound
 
     @property
     def squares(self) -> int:
         """Bound on the sum of the squares of all entries."""
-        return self.entries.size * LARGEST_ENTRY**2
+        return self.entries.size * self.bound**2
 
 
 Matrix = Indicator | Dense

@@ -69,7 +69,7 @@ TABLE = Table(
 )
 
 #: Vectors of one query at most.
-_AT_ONCE = 32
+AT_ONCE = 32
 
 #: The message table where the holder adds noise.
 NOISY_TABLE = replace(
@@ -292,7 +292,7 @@ class _LweQuerier:
     answered: int = 0
 
     def ask(self, values: Vectors) -> Answer:
-        asked = [slice(start, start + _AT_ONCE) for start in range(0, len(values), _AT_ONCE)]
+        asked = [slice(start, start + AT_ONCE) for start in range(0, len(values), AT_ONCE)]
         secrets = [self._send(values, vectors) for vectors in asked]
         return lambda: np.concatenate([self._decode(secret) for secret in secrets])
 
@@ -341,9 +341,9 @@ class _LweHolder:
         if self.sums is None:
             self.cost = _affordable(self.channel, self.noise, self.answered, query.count)
             self.answered = _count(self.channel, query, self.answered, self.plan.vectors)
-            if query.count > _AT_ONCE:
+            if query.count > AT_ONCE:
                 raise self.channel.misbehaved(
-                    BeyondContract, f"asked for {query.count} vectors at once, {_AT_ONCE} are allowed"
+                    BeyondContract, f"asked for {query.count} vectors at once, {AT_ONCE} are allowed"
                 )
             self.sums, self.due = np.zeros((query.count, self.plan.rows), np.uint64), self.plan.pieces(query.count)
         part = self.due.pop(0)
@@ -426,7 +426,9 @@ class _PaillierHolder:
                     self.matrix.bins, self.matrix.offsets, query.ciphertext, query.count, slot, self.public
                 )
             else:
-                answer = paillier.respond_dense(self.matrix.entries, query.ciphertext, query.count, slot, self.public)
+                answer = paillier.respond_dense(
+                    self.matrix.entries.astype(np.int64), query.ciphertext, query.count, slot, self.public
+                )
         except ValueError as error:
             raise self.channel.misbehaved(Malformed, f"sent a bad ciphertext ({error})") from None
         if noise is not None:

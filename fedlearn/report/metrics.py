@@ -5,6 +5,8 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from fedlearn.contract import Glm
+from fedlearn.learner.glm import family_of
 from fedlearn.learner.objective import Objective
 
 F64 = NDArray[np.float64]
@@ -35,6 +37,31 @@ def figures(objective: Objective, label: F64, margins: F64) -> dict[str, float]:
     if objective.name == "softmax":
         return {"log_loss": loss, "accuracy": float(np.mean(margins.argmax(axis=0) == label))}
     mean = objective.mean(margins)[0]
+    return {
+        "rmse": float(metrics.root_mean_squared_error(label, mean)),
+        "mae": float(metrics.mean_absolute_error(label, mean)),
+        "r2": float(metrics.r2_score(label, mean)),
+    }
+
+
+def linear_figures(glm: Glm, label: F64, eta: F64) -> dict[str, float]:
+    """Figures of a regression on its training rows: for ``logistic`` AUC, KS and log-loss, else RMSE, MAE and R².
+
+    Args:
+        glm: the contract's settings.
+        label: float64 (m,).
+        eta: float64 (m,), linear predictor.
+    """
+    from sklearn import metrics
+
+    if glm.family == "logistic":
+        false_positive, true_positive, _ = metrics.roc_curve(label, eta)
+        return {
+            "auc": float(metrics.roc_auc_score(label, eta)),
+            "ks": float(np.max(true_positive - false_positive)),
+            "log_loss": float(np.mean(np.logaddexp(0, eta) - label * eta)),
+        }
+    mean = family_of(glm).mean(eta)
     return {
         "rmse": float(metrics.root_mean_squared_error(label, mean)),
         "mae": float(metrics.mean_absolute_error(label, mean)),

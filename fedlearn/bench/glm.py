@@ -1,0 +1,226 @@
+"""``fedlearn bench glm``: seconds of a whole fit between two processes, against statsmodels on the pooled columns.
+
+Rows are taken as aligned. Both fit the same columns: for weights of evidence those that the two parties agreed on. Our
+figure holds hint, steps and (with ``--woe``) screening; statsmodels' is that of ``GLM(...).fit()``.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from dataclasses import asdict, dataclass
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from fedlearn import jobs_glm
+from fedlearn.bench.pair import party_channel, peak_mib, run_pair
+from fedlearn.channel import Channel
+from fedlearn.contract import Align, Budget, Contract, Data, Glm, Key, Kind, Label, Side
+from fedlearn.data import PartyTable, load_table, make_table
+from fedlearn.data.design import Design
+from fedlearn.errors import FileMissing, NotInContract
+
+_FILES = {"active": "active_file", "passive": "passive_file"}
+F64 = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What is measured. Files, when given, take the place of generated rows; ``key`` and ``label`` are columns."""
+
+    rows: int
+    active_features: int
+    passive_features: int
+    disclosure: str
+    family: str
+    woe: bool
+    active_file: str | None = None
+    passive_file: str | None = None
+    key: str = "id"
+    label: str = "label"
+    positive: str = "1"
+
+
+def measure(setting: Setting) -> dict[str, Any]:
+    """Run both parties as processes, then statsmodels on the pooled columns.
+
+    Raises:
+        FileMissing: a table cannot be read, or statsmodels is not installed.
+        NotInContract: a disclosure that does not exist.
+        FedlearnError: a party failed, with what it said.
+    """
+    if setting.disclosure != "score":
+        raise NotInContract(f"disclosure {setting.disclosure!r} is not there yet; score is")
+    contract = _contract(setting)
+    active, passive = run_pair(
+        "fedlearn.bench.glm", {"setting": asdict(setting), "contract": contract.model_dump_json()}
+    )
+    return {
+        **{name: value for name, value in asdict(setting).items() if value is not None},
+        "active_features": len(contract.active.features),
+        "passive_features": len(contract.passive.features),
+        "seconds_fit": max(active["seconds"], passive["seconds"]),
+        "rounds": active["rounds"],
+        "converged": active["converged"],
+        "bytes_active": active["bytes"],
+        "bytes_passive": passive["bytes"],
+        "kl_nats": active["kl_nats"],
+        "phases_active": active["phases"],
+        **_pooled(setting, contract, active, passive),
+        "peak_mib_active": active["peak_mib"],
+        "peak_mib_passive": passive["peak_mib"],
+    }
+
+
+# --- the tables --------------------------------------------------------------------------------------
+
+
+def _kinds(setting: Setting, role: str) -> dict[str, Kind]:
+    path = getattr(setting, _FILES[role])
+    if path is None:
+        first = 0 if role == "active" else setting.active_features
+        count = setting.active_features if role == "active" else setting.passive_features
+        return dict.fromkeys([f"x{i}" for i in range(first, first + count)], "number")
+    import pyarrow.csv
+
+    if not Path(path).exists():
+        raise FileMissing(f"cannot read {path}")
+    schema = pyarrow.csv.read_csv(path).schema
+    return {
+        field.name: "category" if pa.types.is_string(field.type) else "number"
+        for field in schema
+        if field.name not in (setting.key, setting.label)
+    }
+
+
+def _contract(setting: Setting) -> Contract:
+    return Contract(
+        name="bench",
+        purpose="measuring the speed of regression",
+        expires=date.max,
+        active=Side(name="active", features=_kinds(setting, "active")),
+        passive=Side(name="passive", features=_kinds(setting, "passive")),
+        label=Label(column=setting.label, positive=setting.positive),
+        align=Align(key=Key(column=setting.key)),
+        glm=Glm.model_validate({"family": setting.family, "woe": setting.woe}),
+        budget=Budget(rows=100_000_000),
+    )
+
+
+def _table(setting: Setting, contract: Contract, role: str) -> PartyTable:
+    """One side's rows, ordered by key so that both sides' rows are aligned."""
+    path, features = getattr(setting, _FILES[role]), contract.side(role).features
+    if path is None:
+        return _generated(setting, role, features)
+    label = contract.label if role == "active" else None
+    data = Data(path=Path(path))
+    table = load_table(data, contract.align.key, features, label, contract.budget.rows, contract.target)
+    return table.take(np.argsort(np.array(table.ids.to_pylist()), kind="stable"))
+
+
+def _generated(setting: Setting, role: str, features: dict[str, Kind]) -> PartyTable:
+    """A table whose log-odds are linear; both sides draw the same numbers and keep their own columns."""
+    draws = np.random.default_rng(7)
+    weights = draws.normal(size=setting.active_features + setting.passive_features) * 0.2
+    score = np.full(setting.rows, -1.0)
+    columns: dict[str, F64] = {}
+    for i, weight in enumerate(weights):
+        values = draws.normal(size=setting.rows)
+        score += weight * values
+        if f"x{i}" in features:
+            columns[f"x{i}"] = values
+    label = draws.random(setting.rows) < 1 / (1 + np.exp(-score))
+    ids = pa.array(np.arange(setting.rows)).cast(pa.string())
+    return make_table(ids, columns, features, label.astype(np.int8) if role == "active" else None)
+
+
+# --- one party's process -----------------------------------------------------------------------------
+
+
+def _fit(channel: Channel, contract: Contract, table: PartyTable, role: str) -> dict[str, Any]:
+    started = time.perf_counter()
+    if role == "active":
+        share, facts = jobs_glm.train_active(channel, contract, table, None, np.arange(table.rows), table.rows)
+    else:
+        share, facts = jobs_glm.train_passive(channel, contract, table)
+    seconds = time.perf_counter() - started - (channel.phases["alone"].seconds if role == "active" else 0.0)
+    return {
+        "seconds": seconds,
+        "rounds": facts["steps"],
+        "converged": facts["converged"],
+        "bytes": channel.bytes_sent,
+        "kl_nats": channel.ledger.kl_nats,
+        "phases": {name: phase.seconds for name, phase in channel.phases.items()},
+        "design": share.design.to_json(),
+        "coefficients": [share.intercept, *share.coefficients] if role == "active" else share.coefficients.tolist(),
+        "peak_mib": peak_mib(),
+    }
+
+
+def _warm_up(channel: Channel, contract: Contract, role: str) -> None:
+    """A small fit through the same channel, so that kernels are compiled or loaded before time is taken."""
+    kinds: dict[str, Kind] = {"a": "number", "b": "number"}
+    small = contract.model_copy(update={"active": Side(name="active", features=kinds),
+                                        "passive": Side(name="passive", features=kinds)})  # fmt: skip
+    draws = np.random.default_rng(1 if role == "active" else 2)
+    columns = {name: draws.normal(size=500) for name in kinds}
+    table = make_table([str(i) for i in range(500)], columns, kinds, np.arange(500) % 2 if role == "active" else None)
+    _fit(channel, small, table, role)
+    channel.phases.clear()
+    channel.bytes_sent = channel.bytes_received = 0
+    channel.ledger = type(channel.ledger)()
+
+
+def _main(settings: dict[str, Any]) -> dict[str, Any]:
+    setting, contract = Setting(**settings["setting"]), Contract.model_validate_json(settings["contract"])
+    role = settings["party"]
+    table = _table(setting, contract, role)
+    with party_channel(settings) as channel:
+        _warm_up(channel, contract, role)
+        return _fit(channel, contract, table, role)
+
+
+# --- the yardstick -----------------------------------------------------------------------------------
+
+
+def _pooled(
+    setting: Setting, contract: Contract, active: dict[str, Any], passive: dict[str, Any]
+) -> dict[str, float | None]:
+    """Statsmodels on the pooled columns, in this process, with all cores."""
+    try:
+        import statsmodels.api as sm
+    except ModuleNotFoundError:
+        raise FileMissing("the yardstick is not installed: pip install statsmodels") from None
+    from sklearn.metrics import roc_auc_score
+
+    tables = {role: _table(setting, contract, role) for role in _FILES}
+    parts = [Design.from_json(said["design"]).standardised(tables[role]) for role, said in
+             (("active", active), ("passive", passive))]  # fmt: skip
+    label = np.asarray(tables["active"].label, np.float64)
+    del tables
+    columns = np.concatenate([np.ones((1, len(label))), *parts]).T
+    del parts
+    families = {"logistic": sm.families.Binomial, "linear": sm.families.Gaussian, "poisson": sm.families.Poisson}
+    if setting.family not in families:
+        return {}
+    started = time.perf_counter()
+    fit = sm.GLM(label, columns, family=families[setting.family]()).fit()
+    seconds = time.perf_counter() - started
+    found = np.array([*active["coefficients"], *passive["coefficients"]])
+    logistic = setting.family == "logistic"
+    return {
+        "statsmodels_seconds": seconds,
+        "max_coefficient_error_in_standard_errors": float(np.abs((found - fit.params) / fit.bse).max()),
+        "auc": float(roc_auc_score(label, columns @ found)) if logistic else None,
+        "auc_pooled": float(roc_auc_score(label, columns @ fit.params)) if logistic else None,
+    }
+
+
+if __name__ == "__main__":
+    print(json.dumps(_main(json.loads(sys.argv[1]))))

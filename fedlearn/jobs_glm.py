@@ -1,0 +1,344 @@
+"""``train`` and ``predict`` of a contract with ``[glm]``: what each role does between alignment and farewell."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+from pyarrow import csv
+
+from fedlearn.channel import Channel
+from fedlearn.contract import Contract, Data, Glm, Side
+from fedlearn.data import PartyTable, load_table
+from fedlearn.data.design import Column, Design, Evidence, fit_codes, fit_design
+from fedlearn.errors import BadLabel, ColumnMissing, OverBudget
+from fedlearn.learner import glm as learner
+from fedlearn.learner.woe import Groups, merge, stability
+from fedlearn.models import linear as shares
+from fedlearn.models.linear import LinearShare
+from fedlearn.models.scorecard import Points, codes_of, reasons_due
+from fedlearn.protocols import linear, regression, woe
+from fedlearn.report.metrics import linear_figures
+
+F64 = NDArray[np.float64]
+I64 = NDArray[np.int64]
+Summary = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A table, the offset of its rows (float64 (n,); None without), and warnings about it."""
+
+    table: PartyTable
+    offset: F64 | None
+    warnings: tuple[str, ...] = ()
+
+
+def load(data: Data, contract: Contract, role: str, train: bool) -> Loaded:
+    """Read this side's table with the offset that the contract names.
+
+    At scoring an offset may be missing, in part or altogether: it counts as 0, with a warning.
+
+    Raises:
+        BadLabel: a row to train on has no offset. And as :func:`fedlearn.data.load_table`.
+    """
+    side, column = contract.side(role), contract.label.offset if role == "active" else None
+    label = contract.label if role == "active" and train else None
+    features = dict(side.features) | ({column: "number"} if column else {})
+    said = []
+    try:
+        table = load_table(data, contract.align.key, features, label, contract.budget.rows, contract.target)
+    except ColumnMissing:
+        if column is None or train:
+            raise
+        table = load_table(data, contract.align.key, side.features, label, contract.budget.rows, contract.target)
+        said.append(f"offset column {column!r} is not in {data.path}: it counts as 0")
+    offset = None
+    if column is not None and column in table.columns:
+        offset = np.asarray(table.columns[column])
+        table = replace(table, columns={n: v for n, v in table.columns.items() if n != column})
+        missing = np.isnan(offset)
+        if missing.any() and train:
+            raise BadLabel(
+                f"offset column {column!r} of {data.path} is missing in {missing.sum()} row(s), "
+                f"the first is row {int(np.argmax(missing)) + 1} of those kept"
+            )
+        if missing.any():
+            said.append(f"offset column {column!r} is missing in {missing.sum()} row(s), where it counts as 0")
+            offset = np.where(missing, 0.0, offset)
+    return Loaded(table, offset, tuple(said))
+
+
+def settings_of(contract: Contract) -> Glm:
+    """The contract's ``[glm]``, which it has."""
+    if contract.glm is None:
+        raise ValueError("the contract has no [glm]")
+    return contract.glm
+
+
+def check_budget(contract: Contract, table: PartyTable) -> Summary:
+    """What a fit would need at most, by the contract's columns. Raises OverBudget when it does not fit."""
+    glm = settings_of(contract)
+    active, passive = (_most_columns(glm, contract.side(role)) for role in ("active", "passive"))
+    by_column, by_pair = regression.layouts(contract, active, passive, table.rows)
+    steps = glm.max_steps
+    return {
+        "would_train": f"{glm.family} regression{' on weights of evidence' if glm.woe else ''}, at most {steps} steps, "
+        f"{contract.encryption.backend} back end",
+        "most_vectors": regression.most_vectors(glm, active),
+        "digits": f"{by_column.digits} of base {by_column.base}; pairs {by_pair.digits} of base {by_pair.base}",
+        "partial_scores_revealed": f"{steps} a row at most; {passive} would tell the active side every passive column",
+        "kl_nats_at_most": contract.budget.kl_nats,
+    }
+
+
+def _most_columns(glm: Glm, side: Side) -> int:
+    return sum(1 if glm.woe or kind == "number" else glm.bins - 1 for kind in side.features.values())
+
+
+# --- train -------------------------------------------------------------------------------------------
+
+
+def train_active(
+    channel: Channel, contract: Contract, table: PartyTable, offset: F64 | None, position: I64, universe: int
+) -> tuple[LinearShare, Summary]:
+    """Fit as the active side; ``table`` and ``offset`` are its aligned rows."""
+    glm = settings_of(contract)
+    if table.label is None:
+        raise BadLabel("the active side's table was read without its label")
+    label = table.label.astype(np.float64)
+    facts: Summary = {}
+    evidence, said = None, []
+    if glm.woe:
+        with channel.phase("woe"):
+            evidence, own = _own_evidence(table, contract.active, glm)
+            theirs, names = woe.evidence_active(
+                channel, contract, woe.Label(table.label.astype(np.int8), position, universe)
+            )
+        names = names or tuple(f"{contract.passive.name}#{f}" for f in range(len(theirs)))
+        facts["iv"] = _ranked({e.codes.bins.name: e.iv for e in evidence} | _ivs(names, theirs))
+        said += _one_sided([(e.codes.bins.name, g) for e, g in zip(evidence, own, strict=True)])
+        said += _one_sided(list(zip(names, theirs, strict=True)))
+    design, more = fit_design(table, contract.active.features, evidence, glm.bins, glm.least_iv)
+    columns = design.standardised(table)
+    if not glm.l2:
+        regression.check_independent(columns, design.names)
+    weight = np.ones(table.rows) if table.weight is None else table.weight
+    rows = learner.Rows(columns, label, weight, np.zeros(table.rows) if offset is None else offset)
+    result = regression.fit_active(channel, contract, regression.ActiveData(rows, position, universe, design.names))
+    fit, own_size = result.fit, 1 + len(columns)
+    errors = fit.errors
+    share = LinearShare(
+        "active", result.model_id, design, fit.coefficients[1:own_size], float(fit.coefficients[0]),
+        None if errors is None else errors[1:own_size], None if errors is None else float(errors[0]),
+        np.quantile(fit.eta, np.arange(1, 10) / 10),
+    )  # fmt: skip
+    opaque = result.names or tuple(f"{contract.passive.name}#{j}" for j in range(len(fit.coefficients) - own_size))
+    theirs_fitted = LinearShare("passive", result.model_id, _unit_design(opaque), fit.coefficients[own_size:],
+                                errors=None if errors is None else errors[own_size:])  # fmt: skip
+    if result.statistics is not None:
+        every = (*design.names, *opaque)
+        facts["variance_inflation"] = dict(zip(every, result.statistics.inflation.tolist(), strict=True))
+        facts["correlation"] = {"columns": list(every), "values": result.statistics.correlation.round(6).tolist()}
+    with channel.phase("alone"):
+        alone = learner.fit(rows, glm, None, design.names)
+    facts |= _progress(fit.converged, len(fit.changes), fit.changes, glm, len(fit.coefficients) - own_size) | {
+        "model_id": result.model_id.hex(),
+        "coefficients": share.table(),
+        "peer_coefficients_standardised": theirs_fitted.table(),
+        "deviance": fit.deviance,
+        "null_deviance": fit.null_deviance,
+        "dispersion": fit.dispersion,
+        "aic": fit.aic,
+        "joint": linear_figures(glm, label, fit.eta),
+        "alone": linear_figures(glm, label, alone.eta),
+        "warnings": said + more + _unconverged(fit.converged, glm),
+    }
+    return share, facts
+
+
+def train_passive(channel: Channel, contract: Contract, table: PartyTable) -> tuple[LinearShare, Summary]:
+    """Serve a fit as the passive side; ``table`` is its rows of the shared order."""
+    glm = settings_of(contract)
+    facts: Summary = {}
+    evidence = None
+    if glm.woe:
+        with channel.phase("woe"):
+            evidence = _peers_evidence(channel, contract, table, glm)
+        facts["iv"] = _ranked({e.codes.bins.name: e.iv for e in evidence})
+    design, said = fit_design(table, contract.passive.features, evidence, glm.bins, glm.least_iv)
+    data = regression.PassiveData(design.standardised(table), design.names)
+    result = regression.fit_passive(channel, contract, data)
+    share = LinearShare("passive", result.model_id, design, result.coefficients, errors=result.errors)
+    facts |= _progress(result.converged, result.steps, result.changes, glm, len(result.coefficients)) | result.facts
+    if result.inflation is not None:
+        facts["variance_inflation"] = dict(zip(design.names, result.inflation.tolist(), strict=True))
+    facts |= {
+        "model_id": result.model_id.hex(),
+        "coefficients": share.table(),
+        "warnings": said + _unconverged(result.converged, glm),
+    }
+    return share, facts
+
+
+def _own_evidence(table: PartyTable, side: Side, glm: Glm) -> tuple[tuple[Evidence, ...], list[Groups]]:
+    found, groups = [], []
+    label = np.asarray(table.label)
+    for codes in fit_codes(table, side.features, glm):
+        bins = codes.of(table)
+        rows = np.bincount(bins, minlength=codes.count)
+        events = np.bincount(bins, label, codes.count).astype(np.int64)
+        group = merge(events, rows, codes.bins.regular, codes.bins.kind == "number", glm)
+        found.append(Evidence(codes, group.group, group.woe, group.rows, group.iv))
+        groups.append(group)
+    return tuple(found), groups
+
+
+def _peers_evidence(channel: Channel, contract: Contract, table: PartyTable, glm: Glm) -> tuple[Evidence, ...]:
+    fitted = fit_codes(table, contract.passive.features, glm)
+    bins = woe.Bins(
+        np.stack([codes.of(table) for codes in fitted]),
+        np.array([codes.count for codes in fitted], np.int64),
+        np.array([codes.bins.regular for codes in fitted], np.int64),
+        np.array([codes.bins.kind == "number" for codes in fitted], np.bool_),
+        tuple(codes.bins.name for codes in fitted),
+    )
+    _check_sizes(bins, contract.budget.least_rows)
+    found = []
+    for codes, own, (group, values, iv) in zip(
+        fitted, bins.codes, woe.evidence_passive(channel, contract, bins), strict=True
+    ):
+        found.append(Evidence(codes, group, values, np.bincount(group[own], minlength=len(values)), iv))
+    return tuple(found)
+
+
+def _check_sizes(bins: woe.Bins, least: int) -> None:
+    """Raises OverBudget for a bin of fewer own rows than the contract's floor: its counts would be told."""
+    for name, codes, size in zip(bins.names, bins.codes, bins.sizes, strict=True):
+        rows = np.bincount(codes, minlength=int(size))
+        few = np.flatnonzero((rows > 0) & (rows < least))
+        if len(few):
+            raise OverBudget(
+                f"column {name!r} has a bin of {rows[few[0]]} row(s), under the {least} of [budget] least_rows: agree "
+                "fewer bins, or group its rare values"
+            )
+
+
+def _unit_design(names: tuple[str, ...]) -> Design:
+    return Design(tuple(Column(name, name, "number") for name in names))
+
+
+def _ivs(names: tuple[str, ...], groups: list[Groups]) -> dict[str, float]:
+    return {name: group.iv for name, group in zip(names, groups, strict=True)}
+
+
+def _ranked(values: dict[str, float]) -> dict[str, float]:
+    return dict(sorted(values.items(), key=lambda item: -item[1]))
+
+
+def _one_sided(features: list[tuple[str, Groups]]) -> list[str]:
+    return [
+        f"{len(group.one_sided)} bin(s) of {name!r} have no event, or events only: their WOE counts half a row more"
+        for name, group in features
+        if group.one_sided
+    ]
+
+
+def _progress(converged: bool, steps: int, changes: list[float], glm: Glm, passive_columns: int) -> Summary:
+    told = steps - 1  # no partial scores are asked for at the start and after the last step
+    return {
+        "partial_scores_told": f"{told} a row, of {passive_columns} passive columns"
+        + (": enough to solve for them" if told >= passive_columns else ""),
+        "family": glm.family,
+        "converged": converged,
+        "steps": steps,
+        **({"step_sizes_in_standard_errors": changes} if changes else {}),
+    }
+
+
+def _unconverged(converged: bool, glm: Glm) -> list[str]:
+    return [] if converged else [f"not converged after {glm.max_steps} steps: agree more, or an l2 penalty"]
+
+
+# --- predict -----------------------------------------------------------------------------------------
+
+
+def predict_active(
+    channel: Channel, contract: Contract, share: LinearShare, table: PartyTable, offset: F64 | None,
+    position: I64, universe: int, path: Path,
+) -> Summary:  # fmt: skip
+    """Score aligned rows and write them to ``path``."""
+    card = contract.scorecard
+    codes = codes_of(card, contract.passive) if card is not None else ()
+    due = reasons_due(card, codes) if card is not None else 0
+    theirs, reasons = linear.score_active(channel, universe, due, len(codes))
+    eta = share.scores(table) + theirs[position] + (0.0 if offset is None else offset)
+    glm = settings_of(contract)
+    mean = learner.family_of(glm).mean(eta)
+    columns: dict[str, Any] = {"id": table.ids.to_pylist()}
+    columns |= {"probability": mean, "log_odds": eta} if glm.family == "logistic" else {"prediction": mean}
+    if card is not None:
+        factor = card.pdo / np.log(2)
+        columns["score"] = card.base_score - factor * (np.log(card.base_odds) + eta)
+        own = Points.of(share, card, contract.active)
+        columns |= _reason_columns(own, table, codes, reasons, position)
+    csv.write_csv(pa.table({name: pa.array(values) for name, values in columns.items()}), path)
+    now = np.bincount(np.searchsorted(share.deciles, eta), minlength=10) if share.deciles is not None else np.ones(10)
+    facts: Summary = {"rows_scored": table.rows, "score_stability_index": stability(np.full(10, 0.1), now)}
+    return facts | _stability(share, table) | {"warnings": share.design.unseen(table)}
+
+
+def predict_passive(channel: Channel, contract: Contract, share: LinearShare, table: PartyTable) -> Summary:
+    """Serve the scoring of aligned rows."""
+    none = np.empty((table.rows, 0))
+    reasons = linear.Reasons(none.astype(np.uint8), none.astype(np.float32))
+    if contract.scorecard is not None:
+        points = Points.of(share, contract.scorecard, contract.passive)
+        reasons = linear.Reasons(*points.reasons(points.of_rows(table)))
+    linear.score_passive(channel, share.scores(table), reasons)
+    return _stability(share, table) | {"warnings": share.design.unseen(table)}
+
+
+def _stability(share: LinearShare, table: PartyTable) -> Summary:
+    """Stability index of each own column on weights of evidence, against the training rows."""
+    found = {}
+    for column in share.design.columns:
+        if column.evidence is not None:
+            group = column.evidence.group[column.evidence.codes.of(table)]
+            now = np.bincount(group, minlength=len(column.evidence.rows))
+            found[column.name] = stability(column.evidence.rows, now)
+    return {"stability_index": found} if found else {}
+
+
+def _reason_columns(
+    own: Points, table: PartyTable, codes: tuple[str, ...], theirs: linear.Reasons, position: I64
+) -> dict[str, Any]:
+    """Columns reason_1, reason_2 and so on: the codes of both sides that cost each row most, the dearest first."""
+    mine, lost = own.reasons(own.of_rows(table))
+    names = np.array([*own.named, *codes, ""])
+    their_codes = theirs.code[position].astype(np.int64)
+    shifted = np.where(their_codes == 255, len(names) - 1, len(own.named) + their_codes)
+    code = np.concatenate([np.where(mine == 255, len(names) - 1, mine.astype(np.int64)), shifted], axis=1)
+    amount = np.concatenate([lost, theirs.lost[position]], axis=1)
+    order = np.argsort(-amount, axis=1, kind="stable")[:, : own.settings.reasons]
+    chosen = np.take_along_axis(code, order, axis=1)
+    return {f"reason_{k + 1}": names[chosen[:, k]].tolist() for k in range(chosen.shape[1])}
+
+
+# --- files -------------------------------------------------------------------------------------------
+
+
+def save(share: LinearShare, folder: Path, contract: Contract, party: str, role: str) -> Summary:
+    """Write the share and, with a scorecard, this side's points and their export."""
+    shares.save(share, folder, contract, party)
+    if contract.scorecard is None:
+        return {}
+    points = Points.of(share, contract.scorecard, contract.side(role))
+    export = points.export() | {"party": party, "contract": contract.name, "model_id": share.model_id.hex()}
+    (folder / "scorecard.json").write_text(json.dumps(export, indent=1) + "\n", encoding="utf-8")
+    return {"points": points.table(), "scaling": export["scaling"]}

@@ -1,0 +1,395 @@
+"""Generalised linear models by penalised Newton steps (iteratively reweighted least squares).
+
+Model: η = offset + b_0 + X_A·b_A + X_P·b_P, mean μ = link⁻¹(η); weights multiply each row's log-likelihood. Score and
+Fisher information as in McCullagh & Nelder, "Generalized Linear Models" (2nd ed., 1989), 2.5; elastic net by coordinate
+descent on the quadratic model, as in Friedman, Hastie & Tibshirani (J. Stat. Softw. 33, 2010). The objective is
+deviance / (2·Σ weight) + l2/2·‖b‖² + l1·‖b‖₁ over coefficients of standardised columns, the intercept free.
+
+The passive side's columns are not here: :class:`Passive` answers with X_P·b_P, and with products of X_P with what the
+active side has. Without it, :func:`fit` fits the active side's columns alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedlearn.contract import Glm
+from fedlearn.errors import Collinear, Separation
+
+F64 = NDArray[np.float64]
+
+#: Curvature is asked for again when the weights have moved by this share of their sum since it was last.
+_STALE = 2e-5
+#: A direction has lost its information when it falls below this share of what the start had: separation.
+_LOST = 1e-3
+#: Halvings of a step that does not lower the objective.
+_HALVINGS = 12
+
+
+@dataclass(frozen=True)
+class Family:
+    """A distribution with its link. Arrays are float64 (m,).
+
+    Attributes:
+        name: as in the contract.
+        mean: η to μ.
+        start: mean of y to η.
+        residual: (y, μ) to the derivative of a row's log-likelihood by η, at dispersion 1.
+        information: μ to its expected negative second derivative.
+        variance: μ to the variance function V(μ).
+        deviance: (y, η) to a row's unit deviance.
+        estimates_dispersion: whether the dispersion is Pearson's χ²/(n − p) or 1.
+    """
+
+    name: str
+    mean: Callable[[F64], F64]
+    start: Callable[[float], float]
+    residual: Callable[[F64, F64], F64]
+    information: Callable[[F64], F64]
+    variance: Callable[[F64], F64]
+    deviance: Callable[[F64, F64], F64]
+    estimates_dispersion: bool
+
+
+def family_of(glm: Glm) -> Family:
+    """The contract's family: logit link for ``logistic``, identity for ``linear``, else log."""
+    if glm.family == "logistic":
+        return Family(
+            "logistic", _expit, lambda m: float(np.log(m / (1 - m))), lambda y, mu: y - mu,
+            lambda mu: mu * (1 - mu), lambda mu: mu * (1 - mu),
+            lambda y, eta: 2 * (np.logaddexp(0, eta) - y * eta), False,
+        )  # fmt: skip
+    if glm.family == "linear":
+        return Family(
+            "linear", lambda eta: eta, float, lambda y, mu: y - mu, np.ones_like, np.ones_like,
+            lambda y, eta: (y - eta) ** 2, True,
+        )  # fmt: skip
+    power = {"poisson": 1.0, "gamma": 2.0, "tweedie": glm.tweedie_power}[glm.family]
+    return Family(
+        glm.family, np.exp, lambda m: float(np.log(m)), lambda y, mu: (y - mu) * mu ** (1 - power),
+        lambda mu: mu ** (2 - power), lambda mu: mu**power, _power_deviance(power), power != 1,
+    )  # fmt: skip
+
+
+def _expit(eta: F64) -> F64:
+    return np.asarray(0.5 * (1 + np.tanh(0.5 * eta)))
+
+
+def _power_deviance(power: float) -> Callable[[F64, F64], F64]:
+    """Unit deviance of a variance function μ^power under the log link (Jørgensen 1997)."""
+
+    def deviance(y: F64, eta: F64) -> F64:
+        mu = np.exp(eta)
+        if power == 1:
+            return np.asarray(2 * (np.where(y > 0, y * (np.log(np.where(y > 0, y, 1)) - eta), 0) - (y - mu)))
+        if power == 2:
+            return np.asarray(2 * (eta - np.log(y) + y / mu - 1))
+        a, b = 1 - power, 2 - power
+        return np.asarray(2 * (y**b / (a * b) - y * mu**a / a + mu**b / b))
+
+    return deviance
+
+
+@dataclass(frozen=True)
+class Rows:
+    """The active side's rows: columns float64 (p_A, m), standardised; label, weight and offset float64 (m,)."""
+
+    columns: F64
+    label: F64
+    weight: F64
+    offset: F64
+
+
+@dataclass(frozen=True)
+class Blocks:
+    """Products of the passive columns: what only the passive side's data can give.
+
+    Attributes:
+        gradient: float64 (p_P,), X_P·residual.
+        cross: float64 (p_P, 1 + p_A), X_P·W·(1, X_A); None when not asked for.
+        own: float64 (p_P, p_P), X_P·W·X_Pᵀ; None when not asked for.
+        noise: deviation of an entry of the curvature by rounding, relative to the geometric mean of its diagonals.
+    """
+
+    gradient: F64
+    cross: F64 | None = None
+    own: F64 | None = None
+    noise: float = 0.0
+
+
+class Passive(Protocol):
+    """The passive side as the learner sees it."""
+
+    @property
+    def columns(self) -> int:
+        """How many columns p_P it has."""
+
+    def products(self, residual: F64, weight: F64 | None) -> Blocks:
+        """Gradient, and curvature under ``weight`` (m,) unless that is None."""
+
+    def scores(self, coefficients: F64) -> F64:
+        """X_P·coefficients, float64 (m,)."""
+
+
+@dataclass(frozen=True)
+class Fit:
+    """A fitted model on standardised columns; the intercept comes first, then the active columns, then the passive.
+
+    Attributes:
+        coefficients: float64 (1 + p_A + p_P,).
+        covariance: float64, square of that size, dispersion included; None under an L1 penalty.
+        eta: float64 (m,), linear predictor of the training rows, offset included.
+        partial: float64 (m,), the passive share of it.
+        converged: whether the last step was within the tolerance.
+        changes: size of each Newton step, in standard errors: √(dᵀ H d / dispersion).
+        deviance, null_deviance: of the fit, and of intercept and offset alone.
+        dispersion: 1, or Pearson's χ²/(m − p).
+        log_likelihood: at that dispersion; None for ``tweedie``, which has no closed form.
+    """
+
+    coefficients: F64
+    covariance: F64 | None
+    eta: F64
+    partial: F64
+    converged: bool
+    changes: list[float]
+    deviance: float
+    null_deviance: float
+    dispersion: float
+    log_likelihood: float | None
+
+    @property
+    def aic(self) -> float | None:
+        """Akaike's information criterion, the intercept counted, the dispersion not (as statsmodels does)."""
+        return None if self.log_likelihood is None else 2 * (len(self.coefficients) - self.log_likelihood)
+
+    @property
+    def errors(self) -> F64 | None:
+        """Standard errors, float64 (1 + p,)."""
+        return None if self.covariance is None else np.sqrt(np.diag(self.covariance))
+
+
+def fit(rows: Rows, glm: Glm, passive: Passive | None = None, names: tuple[str, ...] = ()) -> Fit:
+    """Fit by Newton steps, with halving; from the active side's own fit where there is a passive side.
+
+    Args:
+        rows: the active side's.
+        glm: the contract's settings.
+        passive: what answers for the passive columns.
+        names: of all columns, for messages.
+
+    Raises:
+        Collinear: the curvature is singular: columns repeat each other.
+        Separation: a column or a combination predicts the label perfectly, and no L2 penalty holds it.
+    """
+    return _Newton(rows, glm, passive, names).run()
+
+
+class _Newton:
+    def __init__(self, rows: Rows, glm: Glm, passive: Passive | None, names: tuple[str, ...]) -> None:
+        self.rows, self.glm, self.passive = rows, glm, passive
+        self.names = ("the intercept", *names)
+        self.family = family_of(glm)
+        self.total = float(rows.weight.sum())
+        self.design = np.vstack([np.ones(rows.columns.shape[1]), rows.columns])
+        self.own = len(self.design)
+        self.size = self.own + (passive.columns if passive else 0)
+        self.changes: list[float] = []
+        self.first: F64 | None = None
+
+    def run(self) -> Fit:
+        rows = self.rows
+        beta = np.zeros(self.size)
+        null = self._null()
+        beta[0] = null
+        if self.passive is not None:
+            beta[: self.own] = fit(rows, self.glm, None, self.names[1 : self.own]).coefficients
+        partial = np.zeros(len(rows.label))
+        curvature, noise, seen = np.zeros((0, 0)), 0.0, None
+        converged = False
+        for step in range(self.glm.max_steps + 1):
+            eta = rows.offset + beta[: self.own] @ self.design + partial
+            self._check_overlap(eta)
+            mu = self.family.mean(eta)
+            residual = rows.weight * self.family.residual(rows.label, mu)
+            weight = rows.weight * self.family.information(mu)
+            moved = seen is None or _moved(weight, seen)
+            blocks = self.passive.products(residual, weight if moved else None) if self.passive else None
+            gradient = self.design @ residual
+            if blocks is not None:
+                gradient = np.concatenate([gradient, blocks.gradient])
+            if moved:
+                curvature, noise, seen = self._curvature(weight, blocks), blocks.noise if blocks else 0.0, weight
+                self._check(curvature, noise)
+            change = self._step(curvature, gradient, beta)
+            scale = self._dispersion(mu)
+            self.changes.append(float(np.sqrt(max(0.0, float(change @ curvature @ change)) / scale)))
+            converged = self.changes[-1] <= self.glm.tolerance
+            if converged or step == self.glm.max_steps:
+                break
+            target = self.passive.scores(beta[self.own :] + change[self.own :]) if self.passive else partial
+            share = self._share(beta, change, partial, target)
+            if share == 0:
+                converged = self.changes[-1] <= 0.05  # rounding has the last word below this
+                break
+            beta, partial = beta + share * change, partial + share * (target - partial)
+        return self._result(beta, curvature, eta, partial, converged)
+
+    def _null(self) -> float:
+        """Intercept of the model without columns, by Newton steps where an offset leaves no closed form."""
+        rows, family = self.rows, self.family
+        b = family.start(float(np.average(rows.label, weights=rows.weight)))
+        if rows.offset.any():
+            for _ in range(50):
+                mu = family.mean(rows.offset + b)
+                change = (rows.weight @ family.residual(rows.label, mu)) / (rows.weight @ family.information(mu))
+                b += float(np.clip(change, -2, 2))
+                if abs(change) < 1e-10:
+                    break
+        self.null_deviance = self._deviance(rows.offset + b)
+        return b
+
+    def _deviance(self, eta: F64) -> float:
+        with np.errstate(over="ignore", invalid="ignore"):
+            found = float(self.rows.weight @ self.family.deviance(self.rows.label, eta))
+        return found if np.isfinite(found) else np.inf
+
+    def _objective(self, eta: F64, beta: F64) -> float:
+        slopes = beta[1:]
+        penalty = self.glm.l2 / 2 * float(slopes @ slopes) + self.glm.l1 * float(np.abs(slopes).sum())
+        return self._deviance(eta) / (2 * self.total) + penalty
+
+    def _curvature(self, weight: F64, blocks: Blocks | None) -> F64:
+        own = (self.design * weight) @ self.design.T
+        if blocks is None or blocks.cross is None or blocks.own is None:
+            return np.asarray(own)
+        return np.block([[own, blocks.cross.T], [blocks.cross, blocks.own]])
+
+    def _check_overlap(self, eta: F64) -> None:
+        """Raises Separation when the linear predictor tells the two labels apart without an exception."""
+        if self.family.name != "logistic" or self.glm.l1 or self.glm.l2:
+            return
+        positive = self.rows.label > 0.5
+        if eta[positive].min(initial=np.inf) > eta[~positive].max(initial=-np.inf):
+            raise Separation("the columns together predict the label of every row perfectly")
+
+    def _check(self, curvature: F64, noise: float) -> None:
+        """Whether the curvature is safely positive definite, and still has the information of the start."""
+        ridge = np.full(self.size, self.glm.l2 * self.total)
+        ridge[0] = 0.0
+        if self.first is not None and self.family.name == "logistic" and not self.glm.l2:
+            lower = np.linalg.cholesky(self.first)
+            kept, ways = np.linalg.eigh(np.linalg.solve(lower, np.linalg.solve(lower, curvature).T))
+            if kept[0] < max(min(_LOST, 2 / self.total), 4 * noise):
+                way = np.abs(np.linalg.solve(lower.T, ways[:, 0])) * np.sqrt(np.diag(self.first))
+                way[0] = 0.0  # the intercept goes along with any group of rows
+                raise Separation(f"{self._name(int(way.argmax()))} predicts the label of some rows perfectly")
+        penalised = curvature + np.diag(ridge)
+        roots = np.sqrt(np.maximum(np.diag(penalised), 1e-300))
+        values, vectors = np.linalg.eigh(penalised / np.outer(roots, roots))
+        if values[0] < max(1e-10, 4 * noise * np.sqrt(self.size)):
+            if self.first is not None and self.family.name == "logistic":
+                raise Separation("a combination of columns predicts the label of its rows perfectly")
+            large = np.argsort(-np.abs(vectors[:, 0]), kind="stable")
+            involved = [self._name(int(j)) for j in large[:4] if abs(vectors[j, 0]) > 0.2]
+            raise Collinear(
+                f"{' and '.join(involved)} {'repeat' if len(involved) > 1 else 'repeats'} what other columns say: "
+                "the curvature is singular"
+            )
+        if self.first is None:
+            self.first = curvature
+
+    def _name(self, j: int) -> str:
+        return self.names[j] if j < len(self.names) else f"passive column {j - self.own}"
+
+    def _step(self, curvature: F64, gradient: F64, beta: F64) -> F64:
+        """The change that minimises the quadratic model of the penalised objective."""
+        free = np.ones(self.size)
+        free[0] = 0.0
+        l2, l1 = self.glm.l2 * self.total * free, self.glm.l1 * self.total * free
+        matrix, slope = curvature + np.diag(l2), gradient - l2 * beta
+        if not self.glm.l1:
+            return np.asarray(np.linalg.solve(matrix, slope))
+        return _descend(matrix, slope, beta, l1)
+
+    def _share(self, beta: F64, change: F64, partial: F64, target: F64) -> float:
+        """Largest of 1, ½, ¼, … that lowers the objective: partial scores are linear, so nobody need be asked again."""
+        rows = self.rows
+        base = rows.offset + beta[: self.own] @ self.design + partial
+        towards = change[: self.own] @ self.design + target - partial
+        start = self._objective(base, beta)
+        share = 1.0
+        for _ in range(_HALVINGS):
+            if self._objective(base + share * towards, beta + share * change) <= start + 1e-12 * abs(start):
+                return share
+            share /= 2
+        return 0.0
+
+    def _dispersion(self, mu: F64) -> float:
+        rows, family = self.rows, self.family
+        if not family.estimates_dispersion:
+            return 1.0
+        pearson = float(rows.weight @ ((rows.label - mu) ** 2 / family.variance(mu)))
+        return max(pearson / max(1, len(rows.label) - self.size), 1e-300)
+
+    def _result(self, beta: F64, curvature: F64, eta: F64, partial: F64, converged: bool) -> Fit:
+        rows = self.rows
+        dispersion = self._dispersion(self.family.mean(eta))
+        covariance = None
+        if not self.glm.l1:
+            ridge = np.full(self.size, self.glm.l2 * self.total)
+            ridge[0] = 0.0
+            inverse = np.linalg.inv(curvature + np.diag(ridge))
+            covariance = dispersion * inverse @ curvature @ inverse
+        deviance = self._deviance(eta)
+        return Fit(
+            beta, covariance, eta, partial, converged, self.changes, deviance, self.null_deviance, dispersion,
+            log_likelihood(self.family.name, rows.label, rows.weight, self.family.mean(eta), deviance, dispersion),
+        )  # fmt: skip
+
+
+def _moved(weight: F64, seen: F64) -> bool:
+    """Whether weights moved in all, or halved on any row: where labels separate they fade on a few rows only."""
+    return float(np.abs(weight - seen).sum()) > _STALE * float(seen.sum()) or bool(np.any(weight < 0.5 * seen))
+
+
+def _descend(matrix: F64, slope: F64, beta: F64, l1: F64) -> F64:
+    """Minimise ½·dᵀ·matrix·d − slopeᵀ·d + Σ l1·|beta + d| by coordinate descent."""
+    change = np.zeros(len(beta))
+    rest = slope.copy()  # slope − matrix·change
+    for _ in range(1000):
+        largest = 0.0
+        for j in range(len(beta)):
+            at = beta[j] + change[j]
+            aim = at + rest[j] / matrix[j, j]
+            shrunk = np.sign(aim) * max(abs(aim) - l1[j] / matrix[j, j], 0.0)
+            by = shrunk - at
+            if by:
+                change[j] += by
+                rest -= matrix[:, j] * by
+                largest = max(largest, abs(by) * float(np.sqrt(matrix[j, j])))
+        if largest < 1e-9 * max(1.0, float(np.sqrt(np.abs(slope).max()))):
+            break
+    return change
+
+
+def log_likelihood(name: str, y: F64, weight: F64, mu: F64, deviance: float, dispersion: float) -> float | None:
+    """Log-likelihood with the conventions of statsmodels' GLM; None for ``tweedie``."""
+    from scipy.special import gammaln
+
+    if name == "logistic":
+        return -deviance / 2
+    if name == "linear":  # at the variance's own maximum-likelihood estimate
+        count = len(y)
+        return float(-count / 2 * (np.log(2 * np.pi * deviance / count) + 1) + np.log(weight).sum() / 2)
+    if name == "poisson":
+        return float(weight @ (y * np.log(mu) - mu - gammaln(y + 1)))
+    if name == "gamma":
+        shape = weight / dispersion
+        return float(np.sum(shape * np.log(shape * y / mu) - shape * y / mu - np.log(y) - gammaln(shape)))
+    return None

@@ -1,0 +1,156 @@
+"""Weight of evidence from counts per bin: merging bins, WOE and information value. Needs counts only, no rows.
+
+WOE of a group = ln((share of non-events in it) / (share of events in it)); IV = Σ (difference of shares)·WOE (Siddiqi,
+"Credit Risk Scorecards", 2006). The first ``regular`` bins of a feature may be merged, neighbours only where they have
+an order; bins for missing and special values stay by themselves.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import pairwise
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedlearn.contract import Glm
+
+F64 = NDArray[np.float64]
+I64 = NDArray[np.int64]
+
+
+@dataclass(frozen=True, eq=False)
+class Groups:
+    """The bins of one feature after merging.
+
+    Attributes:
+        group: int64 (bins,), the group of each bin; groups are numbered from 0 without gaps.
+        woe: float64 (groups,); 0 for a group without rows.
+        events, rows: int64 (groups,).
+        iv: information value of the feature.
+        one_sided: groups with rows but without events, or with events only; their WOE comes from counts plus a half.
+    """
+
+    group: I64
+    woe: F64
+    events: I64
+    rows: I64
+    iv: float
+    one_sided: tuple[int, ...]
+
+
+def merge(events: I64, rows: I64, regular: int, ordered: bool, glm: Glm) -> Groups:
+    """Merge the bins of one feature by the contract's rules.
+
+    Args:
+        events, rows: int64 (bins,), rows with label 1 and all rows of each bin.
+        regular: bins that may be merged; the others are for missing and special values.
+        ordered: whether these have an order; else they are ordered by their event rate.
+        glm: ``binning``, ``max_groups``, ``least_share``, ``least_events``.
+    """
+    rate = (events[:regular] + 0.5) / (rows[:regular] + 1.0)
+    order = np.arange(regular) if ordered else np.argsort(rate, kind="stable")
+    cells = np.stack([events[:regular][order], (rows - events)[:regular][order]], axis=1).astype(np.float64)
+    cuts = _merged(cells, int(rows.sum()), float(events.sum()), glm)
+    number = np.searchsorted(cuts, np.arange(regular), side="right")
+    group = np.empty(len(rows), np.int64)
+    group[order] = number
+    group[regular:] = len(cuts) + 1 + np.arange(len(rows) - regular)
+    return evidence(events, rows, group)
+
+
+def evidence(events: I64, rows: I64, group: I64) -> Groups:
+    """WOE and IV of given groups; arguments as in :class:`Groups`, but counts by bin."""
+    count = int(group.max()) + 1
+    hits = np.bincount(group, events, count)
+    rest = np.bincount(group, rows - events, count)
+    filled = hits + rest > 0
+    one_sided = filled & ((hits == 0) | (rest == 0))
+    half = np.where(one_sided, 0.5, 0.0)
+    share_of_rest = (rest + half) / max(rest.sum(), 1)
+    share_of_hits = (hits + half) / max(hits.sum(), 1)
+    woe = np.zeros(count)
+    woe[filled] = np.log(share_of_rest[filled] / share_of_hits[filled])
+    iv = float(((share_of_rest - share_of_hits) * woe)[filled].sum())
+    whole = (hits + rest).astype(np.int64)
+    return Groups(group, woe, hits.astype(np.int64), whole, iv, tuple(np.flatnonzero(one_sided).tolist()))
+
+
+def stability(before: F64 | I64, now: F64 | I64) -> float:
+    """Population stability index Σ (a − b)·ln(a/b) of the shares of two counts by bin; half a row stands for none."""
+    a, b = (np.where(count > 0, count, 0.5) / max(float(count.sum()), 1.0) for count in (now, before))
+    return float(((a - b) * np.log(a / b))[(before > 0) | (now > 0)].sum())
+
+
+def _merged(cells: F64, total: int, events: float, glm: Glm) -> I64:
+    """Where groups of neighbouring cells (events, non-events) begin, the first at 0 not named: int64 (groups − 1,)."""
+    totals = np.maximum(np.array([events, total - events]), 1.0)
+    if glm.binning == "tree":
+        return _tree(cells, totals, total, glm)
+    groups = [(k, k + 1) for k in range(len(cells))]
+    if glm.binning == "monotone":
+        rising, falling = _pooled(cells, 1.0), _pooled(cells, -1.0)
+        groups = max((rising, falling), key=lambda found: _value(cells, found, totals))
+        while len(groups) > glm.max_groups:
+            groups = min(_joined(groups), key=lambda found: -_value(cells, found, totals))
+    least = glm.least_share * total
+    while len(groups) > 1:
+        sums = np.array([cells[a:b].sum(axis=0) for a, b in groups])
+        small = (sums.sum(axis=1) < least) | (sums.min(axis=1) < glm.least_events) | (sums.sum(axis=1) == 0)
+        if not small.any():
+            break
+        at = int(np.argmin(np.where(small, sums.sum(axis=1), np.inf)))
+        rate = (sums[:, 0] + 0.5) / (sums.sum(axis=1) + 1.0)
+        near = [k for k in (at - 1, at + 1) if 0 <= k < len(groups)]
+        with_ = min(near, key=lambda k: abs(rate[k] - rate[at]))
+        groups = _joined(groups)[min(at, with_)]
+    return np.array([a for a, _ in groups[1:]], np.int64)
+
+
+def _pooled(cells: F64, sign: float) -> list[tuple[int, int]]:
+    """Pool adjacent violators, so that event rates rise (sign 1) or fall (sign −1)."""
+    found: list[tuple[int, int]] = []
+    sums: list[F64] = []
+    for k, cell in enumerate(cells):
+        found.append((k, k + 1))
+        sums.append(cell)
+        while len(found) > 1 and _violates(sums[-2], sums[-1], sign):
+            found[-2:] = [(found[-2][0], found[-1][1])]
+            sums[-2:] = [sums[-2] + sums[-1]]
+    return found
+
+
+def _violates(left: F64, right: F64, sign: float) -> bool:
+    """Whether the event rate does not go the right way; empty cells join their neighbour."""
+    return bool(sign * (right[0] * left.sum() - left[0] * right.sum()) <= 0)
+
+
+def _joined(groups: list[tuple[int, int]]) -> list[list[tuple[int, int]]]:
+    """The groupings that joining one pair of neighbours gives, by the left one's number."""
+    return [[*groups[:k], (groups[k][0], groups[k + 1][1]), *groups[k + 2 :]] for k in range(len(groups) - 1)]
+
+
+def _value(cells: F64, groups: list[tuple[int, int]], totals: F64) -> float:
+    """Information value, with half a row added to every cell so that it stays finite."""
+    shares = np.array([(cells[a:b].sum(axis=0) + 0.5) / totals for a, b in groups])
+    return float(((shares[:, 1] - shares[:, 0]) * np.log(shares[:, 1] / shares[:, 0])).sum())
+
+
+def _tree(cells: F64, totals: F64, total: int, glm: Glm) -> I64:
+    """Best-first splits by information value, within the least sizes."""
+    least, cuts = glm.least_share * total, [0, len(cells)]
+    before = np.vstack([np.zeros(2), np.cumsum(cells, axis=0)])
+    while len(cuts) - 1 < glm.max_groups:
+        best, gain = -1, 1e-6
+        for a, b in pairwise(cuts):
+            whole = _value(cells, [(a, b)], totals)
+            for cut in range(a + 1, b):
+                left, right = before[cut] - before[a], before[b] - before[cut]
+                fits = min(left.sum(), right.sum()) >= max(least, 1)
+                if fits and min(left.min(), right.min()) >= glm.least_events:
+                    gained = _value(cells, [(a, cut), (cut, b)], totals) - whole
+                    best, gain = (cut, gained) if gained > gain else (best, gain)
+        if best < 0:
+            break
+        cuts = sorted([*cuts, best])
+    return np.array(cuts[1:-1], np.int64)

@@ -1,0 +1,399 @@
+"""Exact vertical regression against statsmodels on pooled rows; encrypted products of reals; bad peers, bad columns."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import numpy as np
+import pytest
+import statsmodels.api as sm
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from statsmodels.stats.outliers_influence import variance_inflation_factor
+
+from fedlearn.contract import Glm
+from fedlearn.errors import (
+    BadLabel,
+    BeyondContract,
+    Collinear,
+    FedlearnError,
+    Malformed,
+    NoOverlap,
+    OverBudget,
+    Separation,
+    WrongLength,
+)
+from fedlearn.kernels import digits as kernel
+from fedlearn.learner import glm as learner
+from fedlearn.protocols import matvec, products, regression
+from fedlearn.v1 import glm_pb2 as pb
+from tests.boosting import spoiling
+from tests.regression import contract, data, meet
+
+LOG = sm.families.links.Log()
+FAMILIES = {
+    "logistic": sm.families.Binomial(),
+    "linear": sm.families.Gaussian(),
+    "poisson": sm.families.Poisson(),
+    "gamma": sm.families.Gamma(LOG),
+    "tweedie": sm.families.Tweedie(LOG, var_power=1.5),
+}
+
+
+class Table:
+    """Columns, labels of every family, weights and offsets; two columns correlate across the sides."""
+
+    def __init__(self, n: int = 2500, seed: int = 0) -> None:
+        rng = np.random.default_rng(seed)
+        x = rng.normal(size=(6, n))
+        x[4] = rng.lognormal(0, 1, n)
+        x[5] += x[0]
+        self.x = (x - x.mean(axis=1, keepdims=True)) / x.std(axis=1, keepdims=True)
+        self.weight, self.offset = rng.uniform(0.5, 2, n), rng.normal(size=n) * 0.2
+        eta = -0.5 + self.offset + np.array([0.5, -0.3, 0.2, 0, 0.1, -0.2]) @ self.x
+        mean = np.exp(eta)
+        self.label = {
+            "logistic": (rng.random(n) < 1 / (1 + np.exp(-eta))).astype(float),
+            "linear": eta + rng.normal(size=n),
+            "poisson": rng.poisson(mean).astype(float),
+            "gamma": rng.gamma(2, mean / 2),
+            "tweedie": np.array([rng.gamma(1, 1, k).sum() for k in rng.poisson(1, n)]) * mean,
+        }
+
+    def pooled(self, family: str) -> Any:
+        model = sm.GLM(
+            self.label[family], sm.add_constant(self.x.T), family=FAMILIES[family], var_weights=self.weight,
+            offset=self.offset,
+        )  # fmt: skip
+        return model.fit(tol=1e-12)
+
+
+TABLE = Table()
+
+
+def in_order(
+    fit: regression.ActiveResult, passive: regression.PassiveResult, own: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Coefficients and errors with the passive columns in their own order."""
+    assert fit.fit.errors is not None
+    assert passive.errors is not None
+    mine = slice(0, 1 + own)
+    return (
+        np.concatenate([fit.fit.coefficients[mine], passive.coefficients]),
+        np.concatenate([fit.fit.errors[mine], passive.errors]),
+    )
+
+
+# --- against statsmodels -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_learner_alone_is_statsmodels(family: str) -> None:
+    rows = learner.Rows(TABLE.x, TABLE.label[family], TABLE.weight, TABLE.offset)
+    found = learner.fit(rows, Glm(family=family, tolerance=1e-8, max_steps=30))  # type: ignore[arg-type]
+    due = TABLE.pooled(family)
+    np.testing.assert_allclose(found.coefficients, due.params, rtol=0, atol=1e-7)
+    np.testing.assert_allclose(found.errors, due.bse, rtol=1e-3)
+    assert found.deviance == pytest.approx(due.deviance, rel=1e-9)
+    assert found.null_deviance == pytest.approx(due.null_deviance, rel=1e-9)
+    if family != "tweedie":
+        assert found.aic == pytest.approx(due.aic, rel=1e-9)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_two_sides_find_the_pooled_fit(family: str) -> None:
+    agreed = contract(3, 3, family=family)
+    sides = data(TABLE.x, TABLE.label[family], 3, TABLE.weight, TABLE.offset, extra=400)
+    (active, ledger), (passive, same) = meet(agreed, *sides)
+    due = TABLE.pooled(family)
+    coefficients, errors = in_order(active, passive, 3)
+    assert np.abs((coefficients - due.params) / due.bse).max() < 0.03
+    np.testing.assert_allclose(errors, due.bse, rtol=5e-3)
+    assert active.fit.deviance == pytest.approx(due.deviance, rel=1e-5) == passive.facts["deviance"]
+    if family != "tweedie":
+        assert passive.facts["aic"] == pytest.approx(due.aic, rel=1e-5)
+    assert passive.converged
+    assert passive.changes == active.fit.changes
+    assert active.model_id == passive.model_id
+    assert ledger.digest() == same.digest()
+    assert 0 < ledger.kl_nats < agreed.budget.kl_nats
+
+
+def test_elastic_net_is_that_of_the_pooled_rows() -> None:
+    agreed = contract(3, 3, l1=0.02, l2=0.01, max_steps=20)
+    sides = data(TABLE.x, TABLE.label["logistic"], 3)
+    (active, _), (passive, _) = meet(agreed, *sides)
+    model = sm.GLM(TABLE.label["logistic"], sm.add_constant(TABLE.x.T), family=sm.families.Binomial())
+    alpha = np.array([0, *[0.03] * 6])
+    due = model.fit_regularized(alpha=alpha, L1_wt=2 / 3, cnvrg_tol=1e-12, maxiter=2000).params
+    found = np.concatenate([active.fit.coefficients[:4], passive.coefficients])
+    np.testing.assert_allclose(found, due, atol=2e-3)
+    assert (found == 0).sum() == (due == 0).sum() > 0
+    assert passive.errors is None
+
+
+def test_paillier_finds_the_same_fit() -> None:
+    rng = np.random.default_rng(3)
+    x = rng.normal(size=(2, 30))
+    label = (rng.random(30) < 1 / (1 + np.exp(-x.sum(axis=0)))).astype(float)
+    agreed = contract(1, 1, backend="paillier", max_steps=6, tolerance=0.05)
+    (active, _), (passive, _) = meet(agreed, *data(x, label, 1))
+    due = sm.GLM(label, sm.add_constant(x.T), family=sm.families.Binomial()).fit()
+    coefficients, errors = in_order(active, passive, 1)
+    assert np.abs((coefficients - due.params) / due.bse).max() < 0.05
+    np.testing.assert_allclose(errors, due.bse, rtol=1e-2)
+
+
+def test_an_active_side_without_a_useful_start_still_converges() -> None:
+    """A strong passive column, so that full Newton steps from the active side's own fit overshoot."""
+    rng = np.random.default_rng(5)
+    x = rng.normal(size=(2, 3000))
+    label = rng.poisson(np.exp(-2 + 1.7 * x[1])).astype(float)
+    (active, _), _ = meet(contract(1, 1, family="poisson", max_steps=20), *data(x, label, 1))
+    due = sm.GLM(label, sm.add_constant(x.T), family=sm.families.Poisson()).fit()
+    np.testing.assert_allclose(active.fit.coefficients, due.params, atol=0.05 * due.bse.min())
+
+
+# --- what is told ------------------------------------------------------------------------------------
+
+
+def test_one_sided_the_passive_side_is_not_told_what_counts_the_rows() -> None:
+    sides = data(TABLE.x, TABLE.label["logistic"], 3, extra=400)
+    (_, _), (passive, _) = meet(contract(3, 3, mode="one-sided", errors=False), *sides)
+    assert passive.facts == {}
+    assert passive.errors is None
+    assert passive.changes == []
+    assert passive.steps > 1
+
+
+def test_names_are_told_only_if_agreed() -> None:
+    sides = data(TABLE.x, TABLE.label["logistic"], 3)
+    (active, _), (passive, _) = meet(contract(3, 3, disclosure={"names": True}), *sides)
+    by_name = dict(zip(active.names, active.fit.coefficients[4:], strict=True))
+    assert [by_name[f"x{j}"] for j in (3, 4, 5)] == pytest.approx(passive.coefficients.tolist())
+    (active, _), _ = meet(contract(3, 3), *sides)
+    assert active.names == ()
+
+
+def test_partial_scores_are_told_once_a_step() -> None:
+    (active, ledger), _ = meet(contract(3, 3), *data(TABLE.x, TABLE.label["logistic"], 3))
+    (line,) = [line for line in ledger.lines() if line["message"] == "GlmScores"]
+    assert line["values"] == (len(active.fit.changes) - 1) * TABLE.x.shape[1]
+
+
+def test_statistics_are_those_of_the_pooled_columns() -> None:
+    agreed = contract(3, 3, statistics=True, disclosure={"names": True})
+    (active, _), (passive, _) = meet(agreed, *data(TABLE.x, TABLE.label["logistic"], 3, extra=300))
+    assert active.statistics is not None
+    order = [0, 1, 2, *(int(name[1:]) for name in active.names)]
+    due = np.corrcoef(TABLE.x)
+    np.testing.assert_allclose(active.statistics.correlation, due[np.ix_(order, order)], atol=2e-3)
+    inflation = [variance_inflation_factor(TABLE.x.T - TABLE.x.T.mean(axis=0), j) for j in range(6)]
+    np.testing.assert_allclose(active.statistics.inflation, np.array(inflation)[order], rtol=5e-3)
+    np.testing.assert_allclose(passive.inflation, inflation[3:], rtol=5e-3)
+
+
+# --- columns that cannot be fitted -------------------------------------------------------------------
+
+
+def failing(agreed: Any, *sides: Any) -> FedlearnError:
+    with pytest.raises(FedlearnError) as caught:
+        meet(agreed, *sides)
+    return caught.value
+
+
+def test_columns_that_repeat_each_other_across_the_sides() -> None:
+    x = TABLE.x.copy()
+    x[4] = (x[0] + x[1]) / np.sqrt(2)
+    error = failing(contract(3, 3), *data(x, TABLE.label["logistic"], 3))
+    assert isinstance(error, Collinear)
+    assert "x0" in str(error)
+    assert "x1" in str(error)
+    assert "passive#" in str(error)
+    (active, _), _ = meet(contract(3, 3, l2=0.01), *data(x, TABLE.label["logistic"], 3))
+    assert active.fit.converged
+
+
+def test_columns_that_repeat_each_other_on_the_passive_side() -> None:
+    x = TABLE.x.copy()
+    x[4] = x[3]
+    error = failing(contract(3, 3), *data(x, TABLE.label["logistic"], 3))
+    assert isinstance(error, Collinear)
+    assert "x3 and x4" in str(error)
+
+
+@pytest.mark.parametrize("where", [0, 4])
+def test_perfect_separation_is_named(where: int) -> None:
+    label = (TABLE.x[where] > 0.4).astype(float)
+    error = failing(contract(3, 3, max_steps=40), *data(TABLE.x, label, 3))
+    assert isinstance(error, Separation)
+    (active, _), _ = meet(contract(3, 3, l2=0.01), *data(TABLE.x, label, 3))
+    assert active.fit.converged
+
+
+def test_a_group_without_events_is_separation() -> None:
+    """Quasi-complete: the label varies where the indicator is 0 only."""
+    rng = np.random.default_rng(1)
+    group = (rng.random(2500) < 0.1).astype(float)
+    x = np.vstack([TABLE.x[:3], (group - group.mean()) / group.std()])
+    label = np.where(group == 1, 0.0, TABLE.label["logistic"])
+    assert isinstance(failing(contract(3, 1, max_steps=40), *data(x, label, 3)), Separation)
+
+
+def test_too_few_steps_end_without_convergence_but_with_a_result() -> None:
+    (active, _), (passive, _) = meet(contract(3, 3, max_steps=1), *data(TABLE.x, TABLE.label["logistic"], 3))
+    assert not active.fit.converged
+    assert not passive.converged
+
+
+def test_rows_and_labels_that_cannot_be_fitted() -> None:
+    few = data(TABLE.x[:, :12], TABLE.label["logistic"][:12], 3)
+    assert isinstance(failing(contract(3, 3), *few), NoOverlap)
+    zero = data(TABLE.x, TABLE.label["tweedie"], 3)
+    assert isinstance(failing(contract(3, 3, family="gamma"), *zero), BadLabel)
+
+
+# --- the budget --------------------------------------------------------------------------------------
+
+
+def test_the_planner_takes_smaller_digits_for_more_rows_and_refuses_what_does_not_fit() -> None:
+    agreed = contract(25, 25, max_steps=10)
+    few, _ = regression.layouts(agreed, 25, 25, 10_000)
+    many, pairs = regression.layouts(agreed, 25, 25, 1_000_000)
+    assert few.base > many.base
+    assert pairs.columns == 325
+    for layout in (few, many, pairs):
+        plan = layout.shape.plan(layout.terms)
+        assert plan.kl_total <= agreed.budget.kl_nats
+    with pytest.raises(OverBudget, match="nats"):
+        regression.layouts(contract(25, 25, budget={"kl_nats": 1e-20}), 25, 25, 1_000_000)
+    with pytest.raises(OverBudget, match="vectors"):
+        regression.layouts(contract(25, 25, budget={"vectors": 100}), 25, 25, 1_000)
+
+
+# --- digits ------------------------------------------------------------------------------------------
+
+
+@settings(max_examples=50, deadline=None)
+@given(
+    st.lists(st.floats(-3, 3), min_size=1, max_size=40), st.sampled_from([3, 5, 7, 9, 15]), st.integers(1, 8),
+    st.integers(0, 2**32 - 1),
+)  # fmt: skip
+def test_digits_write_the_rounded_value(values: list[float], base: int, count: int, seed: int) -> None:
+    x = np.array(values)
+    largest = (base**count - 1) // 2
+    noise = np.random.default_rng(seed).integers(0, 256, len(x)).astype(np.uint8)
+    out = np.empty((count, len(x)), np.int8)
+    kernel.split(x, np.ones(len(x)), largest / 3, base, noise, out)
+    assert np.abs(out).max() <= base // 2
+    whole = float(base) ** np.arange(count) @ out
+    assert np.abs(whole - x * (largest / 3)).max() <= 1 + 1e-9 * largest
+
+
+def test_rounding_is_right_in_the_mean_and_two_integers_carry_twice_the_bits() -> None:
+    rng = np.random.default_rng(0)
+    x, place = rng.uniform(-1, 1, 200_000), np.arange(200_000)
+    noise = rng.integers(0, 256, len(x)).astype(np.uint8)
+    low, high = np.empty(len(x), np.int32), np.empty(len(x), np.int32)
+    kernel.quantise(x, 7.0, 7, noise, place, low)
+    assert abs((low / 7 - x).mean()) < 1e-3
+    assert np.abs(low / 7 - x).max() < 1 / 7 + 1e-9
+    kernel.nearest(x, 511.0, place, high)
+    kernel.remainder(x, 511.0, 511, noise, place, low)
+    assert np.abs(high).max() <= 511
+    assert np.abs(low).max() <= 511
+    assert np.abs((high + low / 1022) / 511 - x).max() < 1.01 / (1022 * 511)
+
+
+def test_products_of_reals() -> None:
+    from fedlearn.channel import simulate
+
+    rng = np.random.default_rng(2)
+    x, position = rng.normal(size=(3, 5000)), np.sort(rng.permutation(5000)[:4000])
+    fine, rough = rng.normal(size=4000), rng.normal(size=(2, 4000))
+    largest = np.abs(x).max(axis=1)
+    terms = matvec.Terms("lwe", 2048, 1, 4, 2.0**-20)
+    layout = products.Layout.choose(terms, 3, 5000, 15)
+
+    def ask(channel: Any) -> np.ndarray:
+        channel.session = bytes(16)
+        querier = products.Querier.open(channel, layout, largest, position)
+        return querier.ask([fine], lambda j: rough[j], 2)
+
+    def answer(channel: Any) -> None:
+        from fedlearn.v1 import matvec_pb2
+
+        channel.session = bytes(16)
+        holder = products.open_holder(channel, layout, lambda j: (x[j], np.ones(5000)), largest)
+        while not holder.answer(channel.receive(matvec_pb2.MatvecQuery)):
+            pass
+
+    found, _ = simulate(ask, answer)
+    due = np.vstack([fine, rough]) @ x[:, position].T
+    assert np.abs(found - due)[0].max() < 0.02  # of sums of deviation 63
+    assert np.abs(found - due)[1:].max() < 0.5
+
+
+# --- peers out of line -------------------------------------------------------------------------------
+
+
+def spoil(role: str, kind: Any, change: Any) -> FedlearnError:
+    """One side changes a message of a kind on its way out; what the other says."""
+    agreed = contract(3, 3)
+    sides = dict(zip(("active", "passive"), data(TABLE.x[:, :300], TABLE.label["logistic"][:300], 3), strict=True))
+    fit: Any = {"active": regression.fit_active, "passive": regression.fit_passive}[role]
+    mine = sides[role]
+
+    def bad(channel: Any) -> Any:
+        return fit(spoiling(channel, kind, change), agreed, mine)
+
+    sides[role] = bad  # type: ignore[assignment]
+    return failing(agreed, *sides.values())
+
+
+def put(field: str, value: Any) -> Any:
+    def change(message: Any) -> None:
+        if hasattr(value, "__len__") and not isinstance(value, bytes):
+            del getattr(message, field)[:]
+            getattr(message, field).extend(value)
+        else:
+            setattr(message, field, value)
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("role", "kind", "change", "error"),
+    [
+        ("passive", pb.GlmColumns, put("largest", [1.0, -1.0, 1.0]), Malformed),
+        ("passive", pb.GlmColumns, put("largest", [1.0, float("nan"), 1.0]), Malformed),
+        ("passive", pb.GlmColumns, put("largest", [1.0] * 99), BeyondContract),
+        ("passive", pb.GlmColumns, put("names", ["a", "b", "c"]), Malformed),
+        ("passive", pb.GlmScores, put("values", bytes(8)), WrongLength),
+        ("passive", pb.GlmScores, put("first", 7), WrongLength),
+        ("active", pb.GlmAsk, put("columns", 5), Malformed),
+        ("active", pb.GlmAsk, put("pairs", 0), Malformed),
+        ("active", pb.GlmCoefficients, put("values", [1.0]), WrongLength),
+        ("active", pb.GlmCoefficients, put("values", [1.0, 2.0, float("inf")]), WrongLength),
+        ("active", pb.GlmResult, put("coefficients", [1.0]), WrongLength),
+        ("active", pb.GlmResult, put("model_id", bytes(16)), Malformed),
+        ("active", pb.GlmResult, put("steps", 90), WrongLength),
+    ],
+)
+def test_messages_out_of_line(role: str, kind: Any, change: Any, error: type[FedlearnError]) -> None:
+    assert isinstance(spoil(role, kind, change), error)
+
+
+def test_more_steps_than_the_contract_has() -> None:
+    agreed, more = contract(3, 3, max_steps=1), contract(3, 3, max_steps=3)
+    active, passive = data(TABLE.x, TABLE.label["logistic"], 3)
+
+    def greedy(channel: Any) -> Any:
+        regression.layouts, kept = partial(lambda _, *rest: kept(agreed, *rest)), regression.layouts  # type: ignore[assignment]
+        try:
+            return regression.fit_active(channel, more, active)
+        finally:
+            regression.layouts = kept
+
+    assert isinstance(failing(agreed, greedy, passive), BeyondContract)
