@@ -44,7 +44,8 @@ class Align(_Strict):
     """Private set intersection: what each side learns of the other's list."""
 
     mode: Literal["mutual", "one-sided", "cardinality"] = "mutual"
-    method: Literal["ecdh"] = "ecdh"
+    method: Literal["auto", "ecdh", "ot"] = Field("auto", description="auto: ecdh for short lists, ot for long ones")
+    pad_rows: int = Field(0, ge=0, description="rows that lists are padded to, so that lengths do not show; 0: none")
     key: Key
 
 
@@ -207,6 +208,8 @@ class Contract(_Strict):
             raise ValueError("the weight column cannot also be a feature")
         if self.active.name == self.passive.name:
             raise ValueError("active and passive must be two different parties")
+        if self.align.pad_rows > self.budget.rows:
+            raise ValueError("[align] pad_rows must not exceed [budget] rows")
         if self.label.column in self.active.features:
             raise ValueError("the label column cannot also be a feature")
         return self

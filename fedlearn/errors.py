@@ -176,6 +176,13 @@ class NotInContract(Refused):
     resolve = "Agree a contract that allows this job."
 
 
+class CannotPlace(Refused):
+    """Cuckoo hashing found no place for an identifier, which happens once in 2^40 alignments."""
+
+    exit_code = 45
+    resolve = "Run again: the next session draws other places."
+
+
 # --- the peer, without malice ----------------------------------------------------------------------
 
 
