@@ -48,6 +48,14 @@ class Align(_Strict):
     pad_rows: int = Field(0, ge=0, description="rows that lists are padded to, so that lengths do not show; 0: none")
     key: Key
 
+    @model_validator(mode="after")
+    def _possible(self) -> Align:
+        if self.method == "ot" and self.mode == "cardinality":
+            raise ValueError(
+                "mode cardinality needs method ecdh (or auto): by ot, the active side learns which IDs match"
+            )
+        return self
+
 
 class Side(_Strict):
     """One party: its name (which its certificate must carry) and the columns it brings."""

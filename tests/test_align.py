@@ -33,14 +33,24 @@ from fedlearn.protocols.align import TABLES, Alignment, _blind, _Progress, align
 from fedlearn.v1 import align_pb2 as pb
 
 MODES = ("mutual", "one-sided", "cardinality")
-KINDS = (pb.AlignOpen, pb.AlignBlinded, pb.AlignDoubled, pb.AlignCount)
+KINDS = (
+    pb.AlignOpen,
+    pb.AlignBlinded,
+    pb.AlignDoubled,
+    pb.AlignCount,
+    pb.AlignBases,
+    pb.AlignRaised,
+    pb.AlignMasked,
+    pb.AlignValues,
+    pb.AlignFound,
+)
 NAMES = (START, *(kind.DESCRIPTOR.name for kind in KINDS))
 LAWLESS = Table("align", ("active", "passive"), tuple(Message(k, BOTH, NAMES, nothing("rogue")) for k in KINDS))
 BUDGET = 1000
 
 
 @functools.cache
-def contract(mode: str, name: str = "test") -> Contract:
+def contract(mode: str, name: str = "test", method: str = "ecdh", pad_rows: int = 0, rows: int = BUDGET) -> Contract:
     return Contract.model_validate(
         {
             "name": name,
@@ -49,8 +59,8 @@ def contract(mode: str, name: str = "test") -> Contract:
             "active": {"name": "active", "features": {"x": "number"}},
             "passive": {"name": "passive", "features": {"y": "number"}},
             "label": {"column": "default"},
-            "align": {"mode": mode, "key": {"column": "phone"}},
-            "budget": {"rows": BUDGET},
+            "align": {"mode": mode, "method": method, "pad_rows": pad_rows, "key": {"column": "phone"}},
+            "budget": {"rows": rows},
         }
     )
 

@@ -25,7 +25,7 @@ def measure(method: str, mode: str, rows: int, rows_b: int, sample: int) -> dict
     """Run both parties; ``rows`` of the active and ``rows_b`` of the passive side."""
     settings = {"method": method, "mode": mode, "rows": rows, "rows_b": rows_b}
     active, passive = run_pair("fedlearn.bench.align", settings)
-    result = settings | {
+    result: dict[str, Any] = settings | {
         "seconds": max(active["seconds"], passive["seconds"]),
         "bytes_per_id": (active["bytes"] + passive["bytes"]) / max(rows, rows_b),
         "cpu_seconds_a": active["cpu_seconds"],
@@ -101,7 +101,7 @@ def _exact(settings: dict[str, Any], party: str, result: align.Alignment) -> boo
     """Whether the rows found are those that the numbers have in common."""
     shared = min(settings["rows"], settings["rows_b"]) // 2
     if settings["mode"] == "cardinality":
-        return result.shared == shared
+        return bool(result.shared == shared)
     if party == "passive" and settings["mode"] == "one-sided":
         return bool(np.array_equal(np.sort(result.rows), np.arange(settings["rows_b"])))
     first = settings["rows"] - shared if party == "active" else 0

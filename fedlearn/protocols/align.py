@@ -28,7 +28,7 @@ active and the passive side, each in an order drawn by its owner; A^y, B^x are t
     passive -> active    AlignDoubled   A^y, in A's order     A^y, in A's order  A^y, shuffled
     active  -> passive   AlignCount     -                     -                  how many matched
 
-``mutual``: both know A^y and B^x; the common order is that of the doubled points as bytes, the same on both sides and
+``mutual``: both know A^y and B^x; the common order is that of the doubled points, the same on both sides and
 pseudorandom. ``one-sided`` and ``cardinality``: the active side takes x off again, (A^y)^(1/x) = {H(a)^y}, and looks
 these up in B.
 
@@ -246,14 +246,15 @@ def _active_by_ecdh(channel: Channel, ids: pa.Array, contract: Contract, lengths
     theirs = _receive(channel, pb.AlignBlinded, peer_rows, known=blinded)
 
     if mode == "mutual":
-        theirs_doubled = _raise(theirs, key, report)
+        theirs_doubled = _raise(channel, theirs, key, report)
         channel.send(pb.AlignDoubled(points=theirs_doubled))
         own_doubled = _receive(channel, pb.AlignDoubled, length, known=blinded)
+        _check_valid(channel, own_doubled)
         run_id = _identify(channel, contract, blinded, theirs, theirs_doubled, own_doubled)
         return _mutual(channel, run_id, order, own_doubled, theirs_doubled)
 
     doubled = _receive(channel, pb.AlignDoubled, length, known=blinded)
-    unblinded = _raise(doubled, ristretto.invert(key), report)
+    unblinded = _raise(channel, doubled, ristretto.invert(key), report)
     run_id = _identify(channel, contract, blinded, theirs, doubled)
     mine, positions = _matches(unblinded, theirs)
     if mode == "one-sided":
@@ -268,16 +269,17 @@ def _passive_by_ecdh(channel: Channel, ids: pa.Array, contract: Contract, length
     key, order, blinded = _blind_list(ids, length, contract, report)
     theirs = _receive(channel, pb.AlignBlinded, peer_rows, known=blinded)
     channel.send(pb.AlignBlinded(points=blinded))
-    theirs_doubled = _raise(theirs, key, report)
+    theirs_doubled = _raise(channel, theirs, key, report)
 
     if mode == "mutual":
         own_doubled = _receive(channel, pb.AlignDoubled, length, known=blinded)
+        _check_valid(channel, own_doubled)
         channel.send(pb.AlignDoubled(points=theirs_doubled))
         run_id = _identify(channel, contract, theirs, blinded, own_doubled, theirs_doubled)
         return _mutual(channel, run_id, order, own_doubled, theirs_doubled)
 
     if mode == "cardinality":  # its own order, or the active side would know which ones matched
-        theirs_doubled = _as_array(theirs_doubled)[_shuffled(peer_rows)].tobytes()
+        theirs_doubled = np.frombuffer(theirs_doubled, f"V{ristretto.POINT_BYTES}")[_shuffled(peer_rows)].tobytes()
     channel.send(pb.AlignDoubled(points=theirs_doubled))
     run_id = _identify(channel, contract, theirs, blinded, theirs_doubled)
     if mode == "one-sided":
@@ -416,18 +418,29 @@ def _blind(ids: Sequence[bytes], contract: Contract, key: bytes, report: _Progre
     return b"".join(pieces)
 
 
-def _raise(points: bytes, key: bytes, report: _Progress) -> bytes:
-    """Each point to the power ``key``, in order."""
+def _raise(channel: Channel, points: bytes, key: bytes, report: _Progress) -> bytes:
+    """Each of the peer's points to the power ``key``, in order, which also finds those that are invalid."""
     step = _BATCH * ristretto.POINT_BYTES
     pieces = []
     for start in range(0, len(points), step):
-        pieces.append(ristretto.raise_points(points[start : start + step], key))
+        try:
+            pieces.append(ristretto.raise_points(points[start : start + step], key))
+        except ValueError:
+            _check_valid(channel, points)
+            raise
         report.add(len(pieces[-1]) // ristretto.POINT_BYTES)
     return b"".join(pieces)
 
 
+def _check_valid(channel: Channel, points: bytes) -> None:
+    invalid = ristretto.check_points(points)
+    if invalid is not None:
+        due = len(points) // ristretto.POINT_BYTES
+        raise channel.misbehaved(InvalidPoint, f"sent point {invalid} of {due}, which is invalid or the identity")
+
+
 def _receive(channel: Channel, kind: type[pb.AlignBlinded] | type[pb.AlignDoubled], due: int, *, known: bytes) -> bytes:
-    """Receive a list of points and check it.
+    """Receive a list of points and check all but their validity, which raising them does.
 
     Args:
         channel: where from.
@@ -440,13 +453,11 @@ def _receive(channel: Channel, kind: type[pb.AlignBlinded] | type[pb.AlignDouble
         raise channel.misbehaved(
             WrongLength, f"sent {len(points)} bytes where {due} points of {ristretto.POINT_BYTES} were due"
         )
-    invalid = ristretto.check_points(points)
-    if invalid is not None:
-        raise channel.misbehaved(InvalidPoint, f"sent point {invalid} of {due}, which is invalid or the identity")
-    distinct = np.unique(_as_array(points))
-    if len(distinct) < due:
-        raise channel.misbehaved(Malformed, f"sent {due - len(distinct)} points more than once")
-    if len(np.intersect1d(distinct, _as_array(known), assume_unique=True)):
+    listed = _listed(points)
+    distinct = pc.count_distinct(listed).as_py()
+    if distinct < due:
+        raise channel.misbehaved(Malformed, f"sent {due - distinct} points more than once")
+    if pc.any(pc.is_in(listed, value_set=_listed(known))).as_py():
         raise channel.misbehaved(Malformed, "sent back points that it had received")
     return points
 
@@ -469,14 +480,17 @@ def _one_sided(channel: Channel, run_id: bytes, mine: Rows, positions: Rows, len
 
 
 def _matches(own: bytes, theirs: bytes) -> tuple[Rows, Rows]:
-    """Indices into both lists of the points that are in both, in the order of the points as bytes."""
-    _, mine, positions = np.intersect1d(_as_array(own), _as_array(theirs), assume_unique=True, return_indices=True)
-    return mine, positions
+    """Indices into both lists of the points that are in both, in the order of the points' first 16 bytes."""
+    found = pc.index_in(_listed(own), value_set=_listed(theirs))
+    mine = np.flatnonzero(found.is_valid().to_numpy(zero_copy_only=False))
+    words = np.frombuffer(own, np.uint64).reshape(-1, 4)[mine]
+    mine = mine[np.lexsort((words[:, 1], words[:, 0]))]
+    return mine, found.take(pa.array(mine)).to_numpy().astype(np.int64)
 
 
-def _as_array(points: bytes) -> npt.NDArray[np.void]:
-    """One opaque 32-byte value per point: compared byte by byte, unlike NumPy's strings, which drop final zeros."""
-    return np.frombuffer(points, dtype=f"V{ristretto.POINT_BYTES}")
+def _listed(points: bytes) -> pa.FixedSizeBinaryArray:
+    count = len(points) // ristretto.POINT_BYTES
+    return pa.Array.from_buffers(pa.binary(ristretto.POINT_BYTES), count, [None, pa.py_buffer(points)])
 
 
 def _shuffled(count: int) -> Rows:
