@@ -226,6 +226,20 @@ def test_values_that_are_too_short_coincide_as_often_as_they_must() -> None:
     assert full.value_bytes * 8 >= 40 + math.log2(1500**2)
 
 
+def test_rows_that_fit_no_bin_one_bin_or_two() -> None:
+    values = np.random.default_rng(3).integers(0, 2**32, (6, kernel.VALUE_WORDS), np.uint32)  # two bins in each third
+    index = oprf.Index(values, np.array([5, -1, 7, 8, -1, 9], np.int32), 2)
+    parts = [value.tobytes() for value in values]
+    rows = [
+        (parts[0], parts[1], parts[4]),
+        (parts[1], parts[0], parts[2]),  # an empty bin, and values in the wrong thirds
+        (parts[1], parts[2], parts[4]),
+        (parts[0], parts[3], parts[4]),
+    ]
+    received = np.frombuffer(b"".join(b"".join(row) for row in rows), np.uint8).reshape(4, -1)
+    assert index.match(received).tolist() == [0, -1, 2, -2]
+
+
 def test_rows_beyond_the_plan_are_refused() -> None:
     plan = oprf.Plan.of(10, 10)
     tag, _, delta, seeds = bases(plan.bits)

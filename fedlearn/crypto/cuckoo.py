@@ -29,7 +29,7 @@ F64 = NDArray[np.float64]
 #: Statistical security in bits: a failure has probability at most 2^-STATISTICAL.
 STATISTICAL = 40
 
-_LEAST = 64  # bins of a third, for a handful of items
+_SIZES = (64, 96, 128, 192, 256)  # bins of a third, for few items
 _EXPANSIONS = (1.33, 1.36, 1.4, 1.45, 1.5, 1.6, 1.7, 1.8, 2.0, 2.25, 2.5, 3.0, 4.0, 6.0, 8.0, 12.0)
 _STEP = 1 << 20  # terms summed at once
 _FEW = 512  # up to here the best x differs from that in the limit, the first here
@@ -57,8 +57,8 @@ def failure_log2(count: int, segment: int) -> float:
 def segment_for(count: int) -> int:
     """The least third of a table, among sizes tried, with which ``count`` items fail with 2^-STATISTICAL at most."""
     sizes = (math.ceil(expansion * count / 3) + 1 for expansion in _EXPANSIONS)
-    for segment in (*sizes, 2 * _LEAST):
-        if segment >= _LEAST and failure_log2(count, segment) <= -STATISTICAL:
+    for segment in (*sizes, *_SIZES):
+        if segment >= _SIZES[0] and failure_log2(count, segment) <= -STATISTICAL:
             return segment
     raise ValueError(f"no table is large enough for {count} items")
 
