@@ -47,6 +47,12 @@ class Align(_Strict):
     method: Literal["auto", "ecdh", "ot"] = Field("auto", description="auto: ecdh for short lists, ot for long ones")
     pad_rows: int = Field(0, ge=0, description="rows that lists are padded to, so that lengths do not show; 0: none")
     key: Key
+    also: tuple[Key, ...] = Field((), max_length=7, description="further keys, for rows that those before do not match")
+
+    @property
+    def keys(self) -> tuple[Key, ...]:
+        """All keys, in the order of priority."""
+        return (self.key, *self.also)
 
     @model_validator(mode="after")
     def _possible(self) -> Align:

@@ -117,6 +117,13 @@ class NoOverlap(OwnMistake):
     resolve = "Check on both sides that the key column holds the same kind of identifier in the same format."
 
 
+class AmbiguousIds(OwnMistake):
+    """By two key columns, a row belongs to two rows of the other side."""
+
+    exit_code = 29
+    resolve = "Find the rows whose keys belong to different people, on both sides, or align by one key."
+
+
 class BadCertificate(OwnMistake):
     """This party's own certificate or key is expired, untrusted, mismatched or for another name."""
 

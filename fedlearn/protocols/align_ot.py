@@ -10,14 +10,12 @@ F_b(y) for the three bins of each of its IDs y, in an order it has drawn, and th
       AlignRaised   each to its own key            ──►    both derive seeds: the active pairs, the passive one of each
       AlignMasked   code words, bin by bin         ──►    F_b for every bin b
       looks its own values up                      ◄──    AlignValues   three values for each ID, in shuffled order
-    mutual only:
-      AlignFound    which rows of that order       ──►    takes these
 
 Both sides number the rows in the passive side's shuffled order. All three values of an ID stand in one row. That tells
 the active side nothing: of an ID that it has, it knows which one it is; of an ID that it has not, all three are random
 to it. So it learns what ``mutual`` and ``one-sided`` say: which of its IDs are shared, and their places in a random
-order. AlignFound names the shared rows as rows, not the bins in which they were found: a bin would tell of the active
-side's other IDs. The passive side learns nothing before it, and from it what ``mutual`` says.
+order. The passive side learns nothing. (In ``mutual`` it is then told the shared rows as rows, not the bins in which
+they were found: a bin would tell of the active side's other IDs.)
 
 A list may be padded: the active side's table has as many bins as the longer list would need, and the passive side adds
 rows of random digests. For a bin that no ID fell in, the active side asks for a random digest.
@@ -43,7 +41,6 @@ from numpy.typing import NDArray
 
 from fedlearn.channel import Channel
 from fedlearn.crypto import oprf, ot, ristretto
-from fedlearn.crypto.draws import Draws
 from fedlearn.errors import CannotPlace, InvalidPoint, Malformed, WrongLength
 from fedlearn.kernels import psi
 from fedlearn.v1 import align_pb2 as pb
@@ -114,12 +111,17 @@ def find(channel: Channel, ids: pa.Array, lengths: tuple[int, int], tag: bytes, 
     return Found(_said(blinded, raised), placed.table[hit].astype(np.int64), positions)
 
 
-def offer(channel: Channel, ids: pa.Array, lengths: tuple[int, int], tag: bytes, done: Done) -> tuple[bytes, Rows]:
-    """The passive side, up to AlignValues; arguments as for :func:`find`.
+def offer(
+    channel: Channel, ids: pa.Array, rows: Rows, lengths: tuple[int, int], order: Rows, tag: bytes, done: Done
+) -> bytes:
+    """The passive side, up to AlignValues; arguments as for :func:`find`, and these.
+
+    Args:
+        rows: int64 (n,), the rows that have these IDs; all others of the list take part with a digest of nobody.
+        order: a permutation of range(``lengths[1]``): which row stands in each place of the list sent.
 
     Returns:
-        The hash of the base transfers; int64 (``lengths[1]``,), which of its IDs stands in each row of the shuffled
-        order; ``len(ids)`` and more for padding.
+        The hash of the base transfers.
 
     Raises:
         PeerMisbehaved: WrongLength, InvalidPoint or Malformed.
@@ -128,9 +130,9 @@ def offer(channel: Channel, ids: pa.Array, lengths: tuple[int, int], tag: bytes,
     choice, blinded = ot.choose(channel.session, plan.bits)
     channel.send(pb.AlignBases(points=blinded))
     items = oprf.digests(ids, tag)
-    if lengths[1] > len(items):
-        items = np.concatenate([items, oprf.draw_items(lengths[1] - len(items))])
-    order = Draws().permutation(len(items))
+    if lengths[1] > len(ids):
+        present, items = items, oprf.draw_items(lengths[1])
+        items[rows] = present
     raised = channel.receive(pb.AlignRaised).points
     _check_points(channel, raised, plan)
     base_tag, seeds = ot.accept(channel.session, choice, blinded, raised)
@@ -149,39 +151,7 @@ def offer(channel: Channel, ids: pa.Array, lengths: tuple[int, int], tag: bytes,
         part = order[first : first + _ROWS]
         channel.send(pb.AlignValues(rows=len(part), values=end.values(items[part])))
         done(len(part))
-    return _said(blinded, raised), order
-
-
-def tell(channel: Channel, positions: Rows, rows: int) -> None:
-    """AlignFound, from the active side: which of ``rows`` rows are shared."""
-    bits = np.zeros(rows, np.bool_)
-    bits[positions] = True
-    channel.send(pb.AlignFound(bits=np.packbits(bits, bitorder="little").tobytes()))
-
-
-def hear(channel: Channel, own: int, lengths: tuple[int, int], order: Rows) -> Rows:
-    """AlignFound, at the passive side.
-
-    Args:
-        channel: after :func:`offer`.
-        own: how many IDs it has; rows of ``order`` from there on are padding.
-        lengths: as for :func:`find`.
-        order: from :func:`offer`.
-
-    Returns:
-        int64 (m,), ascending: the shared rows of the shuffled order.
-
-    Raises:
-        PeerMisbehaved: WrongLength or Malformed.
-    """
-    bits = channel.receive(pb.AlignFound).bits
-    if len(bits) != -(-len(order) // 8):
-        raise channel.misbehaved(WrongLength, f"sent {len(bits)} bytes where bits of {len(order)} rows were due")
-    found = np.unpackbits(np.frombuffer(bits, np.uint8), bitorder="little")
-    positions = np.flatnonzero(found)
-    if found[len(order) :].any() or len(positions) > lengths[0] or (order[positions] >= own).any():
-        raise channel.misbehaved(Malformed, "named rows as shared that cannot be")
-    return positions
+    return _said(blinded, raised)
 
 
 def _values(channel: Channel, plan: oprf.Plan) -> Iterator[tuple[int, NDArray[np.uint8]]]:
