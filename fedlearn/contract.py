@@ -30,14 +30,31 @@ class _Strict(BaseModel):
 class Key(_Strict):
     """How rows of the two sides are matched.
 
-    ``digits`` keeps the decimal digits only (phone numbers, national IDs); ``text`` applies Unicode NFKC, trims
-    and folds case; ``exact`` compares the text as it is.
+    ``digits`` keeps the decimal digits only; ``text`` applies Unicode NFKC, trims and folds case; ``exact`` compares
+    the text as it is. ``phone`` brings numbers to E.164, those without an international prefix as of ``country``;
+    ``national-id`` checks and shortens a number by ``scheme``; ``email``, ``uuid`` and ``integer`` bring theirs to
+    one form. Of these five, what is none counts as ``invalid``.
     """
 
     column: str = Field(description="name of the key column in both tables")
-    normalise: Literal["digits", "text", "exact"] = "text"
+    normalise: Literal["digits", "text", "exact", "phone", "national-id", "email", "uuid", "integer"] = "text"
+    country: str | None = Field(None, pattern="^[A-Z]{2}$", description="for phone: ISO 3166 code, for instance ES")
+    scheme: str | None = Field(
+        None,
+        pattern="^[a-z]{2}[.][a-z0-9_]+$",
+        description="for national-id: python-stdnum's name, for instance es.nif",
+    )
     duplicates: Literal["error", "first"] = "error"
     nulls: Literal["error", "drop"] = "error"
+    invalid: Literal["error", "drop"] = Field("error", description="drop: an invalid identifier counts as missing")
+
+    @model_validator(mode="after")
+    def _complete(self) -> Key:
+        if (self.country is not None) != (self.normalise == "phone"):
+            raise ValueError("country must be given with normalise phone, and only then")
+        if (self.scheme is not None) != (self.normalise == "national-id"):
+            raise ValueError("scheme must be given with normalise national-id, and only then")
+        return self
 
 
 class Align(_Strict):

@@ -124,6 +124,13 @@ class AmbiguousIds(OwnMistake):
     resolve = "Find the rows whose keys belong to different people, on both sides, or align by one key."
 
 
+class BadIds(OwnMistake):
+    """A key column holds a value that is no such identifier: a wrong check digit, an impossible phone number."""
+
+    exit_code = 33
+    resolve = 'Correct these rows, or agree `invalid = "drop"` for the key in the contract.'
+
+
 class BadCertificate(OwnMistake):
     """This party's own certificate or key is expired, untrusted, mismatched or for another name."""
 

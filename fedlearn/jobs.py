@@ -104,7 +104,8 @@ def prepare(party: PartyFile, job: Job, *, model: Path | None = None, out: Path 
             raise WrongModel(f"the share of {party.party!r} is not that of the {role} side")
     label = contract.label if role == "active" and job in ("check", "train") else None
     side = contract.side(role)
-    table = load_table(party.data, contract.align.key, side.features, label, contract.budget.rows, contract.target)
+    key, also = contract.align.key, contract.align.also
+    table = load_table(party.data, key, side.features, label, contract.budget.rows, contract.target, also)
     plan = None
     if job in ("check", "train"):
         plan = budget_plan(contract, role, table)
@@ -213,7 +214,7 @@ def _align(channel: Channel, own: Own) -> Summary:
     alignment = _aligned(channel, own)
     with shares.staged(own.folder) as folder:
         _save_alignment(folder, alignment, own)
-        summary = _summary(channel, own, "align") | _alignment_facts(alignment)
+        summary = _summary(channel, own, "align") | _alignment_facts(alignment, own.contract)
         handshake.part(channel)
         _write_run(folder, summary)
     return summary
@@ -228,7 +229,7 @@ def _train(channel: Channel, own: Own) -> Summary:
         else:
             facts = _train_passive(channel, own, alignment, folder)
         boost.exchange_saved(channel)
-        summary = _summary(channel, own, "train") | _alignment_facts(alignment) | facts
+        summary = _summary(channel, own, "train") | _alignment_facts(alignment, own.contract) | facts
         handshake.part(channel)
         _write_run(folder, summary)
     return summary
@@ -301,7 +302,7 @@ def _predict(channel: Channel, own: Own) -> Summary:
             elif isinstance(own.share, shares.PassiveShare):
                 bins = own.share.binning.transform(own.table.take(alignment.rows))
                 score.score_passive(channel, own.share.feature, own.share.masks, bins)
-        summary = _summary(channel, own, "predict") | _alignment_facts(alignment) | facts
+        summary = _summary(channel, own, "predict") | _alignment_facts(alignment, own.contract) | facts
         handshake.part(channel)
         _write_run(folder, summary)
     return summary
@@ -325,11 +326,13 @@ def own_order(alignment: Alignment) -> tuple[np.ndarray[Any, np.dtype[np.int64]]
 
 def _aligned(channel: Channel, own: Own) -> Alignment:
     role = align.align_active if own.role == "active" else align.align_passive
-    return role(channel, own.table.ids, own.contract, own.on_file)
+    return role(channel, own.table.keys, own.contract, own.on_file)
 
 
-def _alignment_facts(alignment: Alignment) -> Summary:
-    return {"mode": alignment.mode, "rows_common_order": alignment.size, "rows_shared": alignment.shared}
+def _alignment_facts(alignment: Alignment, contract: Contract) -> Summary:
+    facts = {"mode": alignment.mode, "rows_common_order": alignment.size, "rows_shared": alignment.shared}
+    columns = (key.column for key in contract.align.keys)
+    return facts | {"rows_by_key": dict(zip(columns, alignment.by_key, strict=False))}
 
 
 def _save_alignment(folder: Path, alignment: Alignment, own: Own) -> None:
@@ -341,6 +344,7 @@ def _save_alignment(folder: Path, alignment: Alignment, own: Own) -> None:
         "mode": alignment.mode,
         "size": alignment.size,
         "shared": alignment.shared,
+        "by_key": alignment.by_key,
     }
     (folder / "alignment.json").write_text(json.dumps(head, indent=1) + "\n", encoding="utf-8")
 
@@ -354,7 +358,9 @@ def _alignment_on_file(folder: Path, contract: Contract, table: PartyTable) -> A
         if head["contract_hash"] != contract.hash().hex() or head["ids"] != _fingerprint_of_ids(table):
             return None
         rows = feather.read_table(folder / "rows.arrow")["row"].to_numpy()
-        return Alignment(bytes.fromhex(head["alignment_id"]), head["mode"], head["size"], head["shared"], rows)
+        return Alignment(
+            bytes.fromhex(head["alignment_id"]), head["mode"], head["size"], head["shared"], rows, tuple(head["by_key"])
+        )
     except (OSError, ValueError, KeyError, TypeError, pa.ArrowException) as error:
         raise WrongModel(f"the alignment in {folder} is damaged: {error}") from None
 

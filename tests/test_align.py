@@ -16,6 +16,7 @@ from fedlearn.channel import BOTH, START, Channel, Message, Table, nothing, simu
 from fedlearn.contract import Contract
 from fedlearn.crypto import ristretto
 from fedlearn.errors import (
+    AmbiguousIds,
     BeyondContract,
     DuplicateIds,
     EmptyTable,
@@ -288,6 +289,74 @@ def test_it_is_not_reused_for_another_mode_or_a_shorter_table() -> None:
     on_file = run("mutual", ids, ids)
     assert run("one-sided", ids, ids, on_file)[0].mode == "one-sided"
     assert run("mutual", ids[:2], ids, on_file)[0].size == 2
+
+
+# --- several keys ------------------------------------------------------------------------------------
+
+
+def several(mode: str, method: str) -> Contract:
+    """Two keys."""
+    one = contract(mode, method=method)
+    also = [{"column": "nif"}]
+    return Contract.model_validate(one.model_dump() | {"align": one.align.model_dump() | {"also": also}})
+
+
+def by_two(mode: str, method: str, active: Any, passive: Any) -> tuple[Alignment, Alignment]:
+    agreed = several(mode, method)
+    columns = [[pa.array(column, pa.string()) for column in zip(*rows, strict=True)] for rows in (active, passive)]
+    return simulate(lambda c: align_active(c, columns[0], agreed), lambda c: align_passive(c, columns[1], agreed))
+
+
+ACTIVE = [("1", "a"), ("2", None), (None, "c"), ("4", "d"), ("5", "e")]
+PASSIVE = [("7", "d"), ("2", "z"), ("1", "a"), (None, None), ("8", "c"), ("c", "5")]
+PAIRS = {(0, 2), (1, 1), (2, 4), (3, 0)}
+
+
+@pytest.mark.parametrize("method", ["ecdh", "ot"])
+@pytest.mark.parametrize("mode", ["mutual", "one-sided"])
+def test_the_first_key_that_matches(mode: str, method: str) -> None:
+    a, p = by_two(mode, method, ACTIVE, PASSIVE)
+    assert {(i, j) for i, j in zip(a.rows.tolist(), p.rows.tolist(), strict=True) if i >= 0} == PAIRS
+    assert a.by_key == (2, 2)
+    assert p.by_key == ()
+    assert a.shared == 4
+    assert a.id == p.id
+    assert (p.size, p.shared) == ((4, 4) if mode == "mutual" else (6, None))
+
+
+@pytest.mark.parametrize("method", ["ecdh", "ot"])
+@pytest.mark.parametrize(
+    ("active", "passive", "row"),
+    [
+        ([("9", "x"), ("1", "a")], [("1", "b"), ("2", "a")], 2),  # one of ours, two of theirs
+        ([("9", "x"), ("1", None), (None, "b")], [("1", "b")], 3),  # two of ours, one of theirs
+    ],
+)
+def test_a_person_matched_to_two_rows_is_an_error(method: str, active: Any, passive: Any, row: int) -> None:
+    with pytest.raises(AmbiguousIds, match=f"for instance this side's row {row}$"):
+        by_two("mutual", method, active, passive)
+
+
+KEYED = st.lists(
+    st.tuples(st.none() | st.integers(0, 9).map(str), st.none() | st.integers(0, 9).map(str)), min_size=1, max_size=8
+).filter(lambda rows: all(len([x for x in c if x]) == len({x for x in c if x}) for c in zip(*rows, strict=True)))
+
+
+@settings(max_examples=40, deadline=None)
+@given(active=KEYED, passive=KEYED)
+def test_two_keys_against_a_loop(active: Any, passive: Any) -> None:
+    pairs = {
+        (i, j) for k in (0, 1) for i, x in enumerate(active) for j, y in enumerate(passive) if x[k] and x[k] == y[k]
+    }
+    if len(pairs) > min(len({i for i, _ in pairs}), len({j for _, j in pairs})):
+        with pytest.raises(AmbiguousIds):
+            by_two("mutual", "ecdh", active, passive)
+    elif not pairs:
+        with pytest.raises(NoOverlap):
+            by_two("mutual", "ecdh", active, passive)
+    else:
+        a, p = by_two("mutual", "ecdh", active, passive)
+        assert set(zip(a.rows.tolist(), p.rows.tolist(), strict=True)) == pairs
 
 
 # --- this side's own mistakes ------------------------------------------------------------------------
