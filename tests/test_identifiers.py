@@ -38,7 +38,7 @@ NIF = Key(column="nif", normalise="national-id", scheme="es.nif")
         (Key(column="mail", normalise="email"), "a@b", None),
         (Key(column="mail", normalise="email"), "a b@example.com", None),
         (Key(column="mail", normalise="email"), "@example.com", None),
-        (Key(column="u", normalise="uuid"), "{%s}" % UUID, UUID),
+        (Key(column="u", normalise="uuid"), "{" + UUID + "}", UUID),
         (Key(column="u", normalise="uuid"), "urn:uuid:" + UUID.replace("-", ""), UUID),
         (Key(column="u", normalise="uuid"), "1234", None),
         (Key(column="n", normalise="integer"), "+0042", "42"),

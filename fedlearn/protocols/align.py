@@ -48,7 +48,7 @@ import pyarrow.compute as pc
 
 from fedlearn.channel import BOTH, START, Channel, Message, Reveals, Table, nothing
 from fedlearn.contract import Contract
-from fedlearn.crypto import ristretto
+from fedlearn.crypto import oprf, ristretto
 from fedlearn.crypto.draws import Draws
 from fedlearn.errors import (
     AmbiguousIds,
@@ -295,7 +295,7 @@ def _combine(channel: Channel, found: list[tuple[Rows, Rows]], places: int) -> t
         clash = ~new & (rows[positions] != mine)
         rows[positions[new]] = mine[new]
         matched = rows[rows >= 0]
-        twice = len(matched) - len(np.unique(matched))
+        twice = len(matched) - int(np.count_nonzero(np.bincount(matched, minlength=1)))
         if clash.any() or twice:
             raise AmbiguousIds(
                 f"{int(clash.sum()) + twice} row(s) belong by one key to one row of {channel.peer!r} and by another to "
@@ -308,8 +308,7 @@ def _combine(channel: Channel, found: list[tuple[Rows, Rows]], places: int) -> t
 def _example(mine: Rows, clash: npt.NDArray[np.bool_], matched: Rows) -> int:
     if clash.any():
         return int(mine[np.argmax(clash)])
-    values, counts = np.unique(matched, return_counts=True)
-    return int(values[np.argmax(counts > 1)])
+    return int(np.argmax(np.bincount(matched) > 1))
 
 
 # --- steps that both roles share -------------------------------------------------------------------
@@ -340,10 +339,18 @@ def _own_key(ids: Ids, several: bool) -> _Key:
     if ids.null_count:
         rows = np.flatnonzero(ids.is_valid().to_numpy(zero_copy_only=False))
         ids = ids.drop_null()
-    repeats = len(ids) - int(pc.count_distinct(ids).as_py())
+    repeats = _repeats(ids)
     if repeats:
         raise DuplicateIds(f"{repeats} of the {count} rows to be aligned repeat the ID of another row")
     return _Key(ids, rows)
+
+
+def _repeats(ids: pa.Array) -> int:
+    """How many IDs occurred before; exact, but decided by 64-bit digests where nothing repeats, which is faster."""
+    words = np.sort(np.ascontiguousarray(oprf.digests(ids, bytes(16))[:, :2]).view(np.uint64).ravel())
+    if not (words[1:] == words[:-1]).any():
+        return 0
+    return len(ids) - int(pc.count_distinct(ids).as_py())
 
 
 def _length(own_rows: int, contract: Contract, role: str) -> int:

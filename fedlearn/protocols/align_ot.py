@@ -106,7 +106,7 @@ def find(channel: Channel, ids: pa.Array, lengths: tuple[int, int], tag: bytes, 
         done(len(received))
     positions = np.flatnonzero(bins != -1)
     hit = bins[positions]
-    if (hit < 0).any() or len(np.unique(hit)) < len(hit):
+    if (hit < 0).any() or (np.bincount(hit, minlength=1) > 1).any():
         raise channel.misbehaved(Malformed, "sent values that make two IDs one")
     return Found(_said(blinded, raised), placed.table[hit].astype(np.int64), positions)
 
