@@ -139,10 +139,10 @@ class BadCertificate(OwnMistake):
 
 
 class WrongModel(OwnMistake):
-    """A saved model that is damaged, or belongs to another contract or another party."""
+    """A saved model or alignment that is damaged, was changed, or belongs to another contract or another party."""
 
     exit_code = 31
-    resolve = "Point at this party's own share of a model trained under this contract."
+    resolve = "Point at this party's own share of a model trained under this contract, or align again."
 
 
 class CannotWrite(OwnMistake):

@@ -28,7 +28,7 @@ from fedlearn.crypto.draws import Draws
 from fedlearn.crypto.lwe import Plan
 from fedlearn.data import Binning, PartyTable, fit_binning, load_table
 from fedlearn.errors import BadConfig, BadLabel, NotInContract, WrongModel
-from fedlearn.keys import check_own
+from fedlearn.keys import check_own, is_signed, sign
 from fedlearn.learner.booster import Rows
 from fedlearn.learner.grower import Features
 from fedlearn.learner.objective import objective_of
@@ -41,6 +41,8 @@ Job = Literal["check", "align", "train", "predict"]
 Summary = dict[str, Any]
 F64 = NDArray[np.float64]
 OnProgress = Callable[[Progress], None]
+
+_SIGNED = b"fedlearn/1 alignment\n"
 
 
 @dataclass(frozen=True)
@@ -55,6 +57,7 @@ class Own:
         folder: where the job's result goes; nothing is there yet.
         share: its share of the model to score with (``predict`` only).
         on_file: an alignment made earlier of exactly these IDs under exactly this contract, if there is one.
+        key: PEM file of its private key, which signs the alignment; None where it has none (simulations).
         plan: of the encrypted product if all its rows were aligned (``check`` and ``train`` with ``lwe``).
     """
 
@@ -66,6 +69,7 @@ class Own:
     share: shares.Share | None = None
     on_file: Alignment | None = None
     plan: Plan | None = None
+    key: Path | None = None
 
     @property
     def model_id(self) -> bytes:
@@ -109,8 +113,9 @@ def prepare(party: PartyFile, job: Job, *, model: Path | None = None, out: Path 
     plan = None
     if job in ("check", "train"):
         plan = budget_plan(contract, role, table)
-    on_file = _alignment_on_file(party.output.folder / "alignment", contract, table)
-    return Own(party.party, role, contract, table, folder, share, on_file, plan)
+    signing = party.tls.key if party.tls.key.exists() else None
+    on_file = _alignment_on_file(party.output.folder / "alignment", contract, table, signing)
+    return Own(party.party, role, contract, table, folder, share, on_file, plan, signing)
 
 
 def _check_writable(folder: Path) -> None:
@@ -345,22 +350,34 @@ def _save_alignment(folder: Path, alignment: Alignment, own: Own) -> None:
         "size": alignment.size,
         "shared": alignment.shared,
         "by_key": alignment.by_key,
+        "rows_sha256": hashlib.sha256((folder / "rows.arrow").read_bytes()).hexdigest(),
     }
-    (folder / "alignment.json").write_text(json.dumps(head, indent=1) + "\n", encoding="utf-8")
+    body = (json.dumps(head, indent=1) + "\n").encode()
+    (folder / "alignment.json").write_bytes(body)
+    if own.key is not None:
+        (folder / "alignment.sig").write_bytes(sign(own.key, _SIGNED + body))
 
 
-def _alignment_on_file(folder: Path, contract: Contract, table: PartyTable) -> Alignment | None:
-    """The alignment kept in ``folder`` if it is of this very contract and these very IDs; otherwise align anew."""
+def _alignment_on_file(folder: Path, contract: Contract, table: PartyTable, key: Path | None) -> Alignment | None:
+    """The alignment kept in ``folder`` if it is of this very contract and these very IDs; otherwise align anew.
+
+    Raises:
+        WrongModel: it is damaged, or this party did not sign it.
+    """
     if not (folder / "alignment.json").exists():
         return None
     try:
-        head = json.loads((folder / "alignment.json").read_text(encoding="utf-8"))
+        body = (folder / "alignment.json").read_bytes()
+        if key is not None and not is_signed(key, _SIGNED + body, (folder / "alignment.sig").read_bytes()):
+            raise WrongModel(f"the alignment in {folder} is not signed with this party's key")
+        head = json.loads(body)
         if head["contract_hash"] != contract.hash().hex() or head["ids"] != _fingerprint_of_ids(table):
             return None
+        if hashlib.sha256((folder / "rows.arrow").read_bytes()).hexdigest() != head["rows_sha256"]:
+            raise WrongModel(f"the rows of the alignment in {folder} are not those that were signed")
         rows = feather.read_table(folder / "rows.arrow")["row"].to_numpy()
-        return Alignment(
-            bytes.fromhex(head["alignment_id"]), head["mode"], head["size"], head["shared"], rows, tuple(head["by_key"])
-        )
+        identity, by_key = bytes.fromhex(head["alignment_id"]), tuple(head["by_key"])
+        return Alignment(identity, head["mode"], head["size"], head["shared"], rows, by_key)
     except (OSError, ValueError, KeyError, TypeError, pa.ArrowException) as error:
         raise WrongModel(f"the alignment in {folder} is damaged: {error}") from None
 
