@@ -276,9 +276,10 @@ class Contract(_Strict):
 
 
 class Data(_Strict):
-    """Where this party's table is. ``path`` is a CSV or Parquet file."""
+    """Where this party's table is. ``path`` is a CSV or Parquet file, or a DuckDB database with a ``query``."""
 
     path: Path
+    query: str | None = Field(None, description="SELECT on the DuckDB database; its result is the table")
     missing: tuple[str, ...] = Field(("", "NA", "NaN", "null"), description="texts that mean a missing value")
 
 

@@ -3,6 +3,8 @@
 import uuid
 from pathlib import Path
 
+import duckdb
+import numpy as np
 import pyarrow as pa
 import pytest
 from hypothesis import given
@@ -12,7 +14,16 @@ from pyarrow import parquet
 from fedlearn.contract import Data, Key
 from fedlearn.data import load_table
 from fedlearn.data.identifiers import canonical
-from fedlearn.errors import BadConfig, BadIds, DuplicateIds, NullIds
+from fedlearn.errors import (
+    BadConfig,
+    BadIds,
+    ColumnMissing,
+    DuplicateIds,
+    EmptyTable,
+    FedlearnError,
+    NullIds,
+    OverBudget,
+)
 
 UUID = "12345678-1234-5678-1234-56781234567a"
 PHONE = Key(column="phone", normalise="phone", country="ES")
@@ -125,3 +136,51 @@ def test_several_keys(tmp_path: Path) -> None:
         "rows_without_key": 2,
     }
     assert read.fingerprint() != table(tmp_path, keys[0], phone=["612345678", "612345679"]).fingerprint()
+
+
+# --- tables in a database ----------------------------------------------------------------------------
+
+
+def from_database(path: Path, query: str | None):
+    key = Key(column="phone", normalise="phone", country="ES")
+    return load_table(Data(path=path, query=query), key, {"x": "number"}, None, 5000)
+
+
+@pytest.fixture
+def database(tmp_path: Path) -> Path:
+    path = tmp_path / "bank.duckdb"
+    with duckdb.connect(str(path)) as made:
+        made.execute("CREATE TABLE people AS SELECT 600000000 + i AS phone, i / 2 AS x FROM range(4000) t(i)")
+    return path
+
+
+def test_the_result_of_a_query(database: Path) -> None:
+    read = from_database(database, "SELECT x, phone, 'odd' AS more FROM people WHERE phone % 2 = 1 ORDER BY phone")
+    assert read.ids.to_pylist()[:2] == ["+34600000001", "+34600000003"]
+    assert read.rows == 2000
+    assert isinstance(read.columns["x"], np.ndarray)
+    assert read.columns["x"][:2].tolist() == [0.5, 1.5]
+
+
+@pytest.mark.parametrize(
+    ("query", "error"),
+    [
+        (None, BadConfig),
+        ("SELECT phone FROM people", ColumnMissing),
+        ("SELECT * FROM nobody", BadConfig),
+        ("DROP TABLE people", BadConfig),
+        ("SELECT * FROM people; SELECT 1", BadConfig),
+        ("SELECT * FROM read_csv('/etc/passwd')", BadConfig),
+        ("SELECT * FROM people WHERE false", EmptyTable),
+        ("SELECT * FROM people, range(2)", OverBudget),
+    ],
+)
+def test_queries_that_will_not_do(database: Path, query: str | None, error: type[FedlearnError]) -> None:
+    with pytest.raises(error, match=r"bank\.duckdb"):
+        from_database(database, query)
+
+
+def test_a_query_needs_a_database(tmp_path: Path) -> None:
+    (tmp_path / "table.csv").write_text("phone,x\n600000000,1\n")
+    with pytest.raises(BadConfig, match="a query is for a DuckDB database"):
+        from_database(tmp_path / "table.csv", "SELECT 1")

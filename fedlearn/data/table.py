@@ -48,6 +48,10 @@ from fedlearn.errors import (
 Column: TypeAlias = npt.NDArray[np.float64] | pa.DictionaryArray
 
 _ASCII_SPACE = " \t\n\v\f\r\x1c\x1d\x1e\x1f"  # what str.strip() strips, so that both paths of `text` agree
+_CLOSED: dict[str, str | bool | int | float | list[str]] = {
+    "autoinstall_known_extensions": False,
+    "autoload_known_extensions": False,
+}
 _DEFAULT_KEY = Key(column="id")
 
 
@@ -164,7 +168,7 @@ def load_table(
             label=batch[label.column] if label else None,
             weight=batch[label.weight] if label and label.weight else None,
         )
-        for batch in _read(path, names)
+        for batch in _read(data, names)
     )
     return _build(
         chunks,
@@ -587,18 +591,39 @@ def _join(parts: list[Any]) -> Column:
 # --- reading ---------------------------------------------------------------------------------------
 
 
-def _read(path: Path, names: Sequence[str]) -> Iterator[dict[str, pa.Array]]:
+def _read(data: Data, names: Sequence[str]) -> Iterator[dict[str, pa.Array]]:
     """The named columns of a file, in chunks, in the order of the file."""
+    path = data.path
     try:
         with path.open("rb") as file:
             file.read(1)
     except OSError as error:
         raise FileMissing(f"cannot read {path}: {error.strerror}") from None
+    if (path.suffix in (".duckdb", ".db")) != (data.query is not None):
+        raise BadConfig(f"{path}: a query is for a DuckDB database (.duckdb or .db), and only for that")
+    if data.query is not None:
+        return _read_database(path, data.query, names)
     if path.name.endswith((".csv", ".csv.gz")):
         return _read_csv(path, names)
     if path.suffix == ".parquet":
         return _read_parquet(path, names)
-    raise BadConfig(f"{path} is of an unknown format: its name must end in .csv, .csv.gz or .parquet")
+    raise BadConfig(f"{path} is of an unknown format: its name must end in .csv, .csv.gz or .parquet, or in .duckdb")
+
+
+def _read_database(path: Path, query: str, names: Sequence[str]) -> Iterator[dict[str, pa.Array]]:
+    """The result of a query, batch by batch; the database is not written, and no other file is read."""
+    try:
+        with duckdb.connect(str(path), read_only=True, config=_CLOSED | {"enable_external_access": False}) as database:
+            statements = database.extract_statements(query)
+            if len(statements) != 1 or statements[0].type != duckdb.StatementType.SELECT:
+                raise BadConfig(f"the query on {path} must be one SELECT")
+            result = database.sql(query)
+            _check_columns(names, result.columns, f"the query on {path}")
+            columns = ", ".join('"' + name.replace('"', '""') + '"' for name in names)
+            for batch in pa.RecordBatchReader.from_stream(result.project(columns)):
+                yield dict(zip(names, batch.columns, strict=True))
+    except (duckdb.Error, pa.ArrowException) as error:
+        raise _unreadable(path, error) from None
 
 
 def _read_csv(path: Path, names: Sequence[str]) -> Iterator[dict[str, pa.Array]]:
@@ -641,9 +666,7 @@ def _query(query: str, path: Path, names: Sequence[str]) -> Iterator[dict[str, p
 
 def _database() -> duckdb.DuckDBPyConnection:
     # CSV and Parquet are built in; nothing may be fetched from the network.
-    return duckdb.connect(
-        ":memory:", config={"autoinstall_known_extensions": False, "autoload_known_extensions": False}
-    )
+    return duckdb.connect(":memory:", config=_CLOSED)
 
 
 def _literal(path: Path) -> str:
