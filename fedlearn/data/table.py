@@ -137,13 +137,13 @@ def load_table(
     target: TargetKind = "binary",
     also: Sequence[Key] = (),
 ) -> PartyTable:
-    """Read a party's CSV (``.csv``, ``.csv.gz``) or Parquet (``.parquet``) file and check it.
+    """Read a party's CSV (``.csv``, ``.csv.gz``) or Parquet (``.parquet``) file, or a query's result, and check it.
 
     A CSV file is UTF-8 with a header, quoted as RFC 4180 says, with comma, semicolon, tab or bar as delimiter. Text is
     trimmed, except identifiers, which follow ``key.normalise``. An empty CSV cell is always missing.
 
     Args:
-        data: the path, and the texts that mean a missing value.
+        data: the path, the query if it is a DuckDB database, and the texts that mean a missing value.
         key: the identifier column, and what to do with null and repeated identifiers.
         features: columns to read, by kind, in the order in which they are kept.
         label: the label column, or None where there is none (the passive side, and prediction).
