@@ -30,22 +30,54 @@ class _Strict(BaseModel):
 class Key(_Strict):
     """How rows of the two sides are matched.
 
-    ``digits`` keeps the decimal digits only (phone numbers, national IDs); ``text`` applies Unicode NFKC, trims
-    and folds case; ``exact`` compares the text as it is.
+    ``digits`` keeps the decimal digits only; ``text`` applies Unicode NFKC, trims and folds case; ``exact`` compares
+    the text as it is. ``phone`` brings numbers to E.164, those without an international prefix as of ``country``;
+    ``national-id`` checks and shortens a number by ``scheme``; ``email``, ``uuid`` and ``integer`` bring theirs to
+    one form. Of these five, what is none counts as ``invalid``.
     """
 
     column: str = Field(description="name of the key column in both tables")
-    normalise: Literal["digits", "text", "exact"] = "text"
+    normalise: Literal["digits", "text", "exact", "phone", "national-id", "email", "uuid", "integer"] = "text"
+    country: str | None = Field(None, pattern="^[A-Z]{2}$", description="for phone: ISO 3166 code, for instance ES")
+    scheme: str | None = Field(
+        None,
+        pattern="^[a-z]{2}[.][a-z0-9_]+$",
+        description="for national-id: python-stdnum's name, for instance es.nif",
+    )
     duplicates: Literal["error", "first"] = "error"
     nulls: Literal["error", "drop"] = "error"
+    invalid: Literal["error", "drop"] = Field("error", description="drop: an invalid identifier counts as missing")
+
+    @model_validator(mode="after")
+    def _complete(self) -> Key:
+        if (self.country is not None) != (self.normalise == "phone"):
+            raise ValueError("country must be given with normalise phone, and only then")
+        if (self.scheme is not None) != (self.normalise == "national-id"):
+            raise ValueError("scheme must be given with normalise national-id, and only then")
+        return self
 
 
 class Align(_Strict):
     """Private set intersection: what each side learns of the other's list."""
 
     mode: Literal["mutual", "one-sided", "cardinality"] = "mutual"
-    method: Literal["ecdh"] = "ecdh"
+    method: Literal["auto", "ecdh", "ot"] = Field("auto", description="auto: ecdh for short lists, ot for long ones")
+    pad_rows: int = Field(0, ge=0, description="rows that lists are padded to, so that lengths do not show; 0: none")
     key: Key
+    also: tuple[Key, ...] = Field((), max_length=7, description="further keys, for rows that those before do not match")
+
+    @property
+    def keys(self) -> tuple[Key, ...]:
+        """All keys, in the order of priority."""
+        return (self.key, *self.also)
+
+    @model_validator(mode="after")
+    def _possible(self) -> Align:
+        if self.method == "ot" and self.mode == "cardinality":
+            raise ValueError(
+                "mode cardinality needs method ecdh (or auto): by ot, the active side learns which IDs match"
+            )
+        return self
 
 
 class Side(_Strict):
@@ -280,6 +312,8 @@ class Contract(_Strict):
                 "[privacy] does not go with routing bits, which shows the exact side of every row at every split: "
                 "choose oblivious or shared, or leave [privacy] out"
             )
+        if self.align.pad_rows > self.budget.rows:
+            raise ValueError("[align] pad_rows must not exceed [budget] rows")
         if self.label.column in self.active.features:
             raise ValueError("the label column cannot also be a feature")
         return self
@@ -315,9 +349,10 @@ class Contract(_Strict):
 
 
 class Data(_Strict):
-    """Where this party's table is. ``path`` is a CSV or Parquet file."""
+    """Where this party's table is. ``path`` is a CSV or Parquet file, or a DuckDB database with a ``query``."""
 
     path: Path
+    query: str | None = Field(None, description="SELECT on the DuckDB database; its result is the table")
     missing: tuple[str, ...] = Field(("", "NA", "NaN", "null"), description="texts that mean a missing value")
 
 

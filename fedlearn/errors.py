@@ -117,6 +117,20 @@ class NoOverlap(OwnMistake):
     resolve = "Check on both sides that the key column holds the same kind of identifier in the same format."
 
 
+class AmbiguousIds(OwnMistake):
+    """By two key columns, a row belongs to two rows of the other side."""
+
+    exit_code = 29
+    resolve = "Find the rows whose keys belong to different people, on both sides, or align by one key."
+
+
+class BadIds(OwnMistake):
+    """A key column holds a value that is no such identifier: a wrong check digit, an impossible phone number."""
+
+    exit_code = 37
+    resolve = 'Correct these rows, or agree `invalid = "drop"` for the key in the contract.'
+
+
 class BadCertificate(OwnMistake):
     """This party's own certificate or key is expired, untrusted, mismatched or for another name."""
 
@@ -125,10 +139,10 @@ class BadCertificate(OwnMistake):
 
 
 class WrongModel(OwnMistake):
-    """A saved model that is damaged, or belongs to another contract or another party."""
+    """A saved model or alignment that is damaged, was changed, or belongs to another contract or another party."""
 
     exit_code = 31
-    resolve = "Point at this party's own share of a model trained under this contract."
+    resolve = "Point at this party's own share of a model trained under this contract, or align again."
 
 
 class CannotWrite(OwnMistake):
@@ -202,6 +216,13 @@ class NotInContract(Refused):
 
     exit_code = 44
     resolve = "Agree a contract that allows this job."
+
+
+class CannotPlace(Refused):
+    """Cuckoo hashing found no place for an identifier, which happens once in 2^40 alignments."""
+
+    exit_code = 45
+    resolve = "Run again: the next session draws other places."
 
 
 class NotDisclosed(Refused):

@@ -30,7 +30,7 @@ from fedlearn.crypto.lwe import Plan
 from fedlearn.crypto.privacy import epsilon_of
 from fedlearn.data import Binning, FeatureBins, PartyTable, fit_binning, load_table
 from fedlearn.errors import BadConfig, BadLabel, NotInContract, OutputExists, WrongCheckpoint, WrongModel
-from fedlearn.keys import check_own
+from fedlearn.keys import check_own, is_signed, sign
 from fedlearn.learner import booster
 from fedlearn.learner.booster import Rows
 from fedlearn.learner.grower import Features
@@ -48,6 +48,7 @@ F64 = NDArray[np.float64]
 OnProgress = Callable[[Progress], None]
 
 _SEED_BYTES = 32
+_SIGNED = b"fedlearn/1 alignment\n"
 
 
 @dataclass(frozen=True)
@@ -62,6 +63,7 @@ class Own:
         folder: where the job's result goes; nothing is there yet.
         share: its share of the model to score with (``predict`` only).
         on_file: an alignment made earlier of exactly these IDs under exactly this contract, if there is one.
+        key: PEM file of its private key, which signs the alignment; None where it has none (simulations).
         plan: of the encrypted product if all its rows were aligned (``check`` and ``train`` of trees with ``lwe``).
         earlier: its share of the model that training goes on from (warm start), if it does.
         kept: the checkpoint that training resumes from, if it does.
@@ -81,6 +83,7 @@ class Own:
     kept: checkpoint.Checkpoint | None = None
     offset: F64 | None = None
     warnings: tuple[str, ...] = ()
+    key: Path | None = None
 
     @property
     def model_id(self) -> bytes:
@@ -134,12 +137,14 @@ def prepare(
             raise WrongModel(f"the share of {party.party!r} is not that of the {role} side")
     label = contract.label if role == "active" and job in ("check", "train") else None
     side = contract.side(role)
-    table = load_table(party.data, contract.align.key, side.features, label, contract.budget.rows, contract.target)
+    key, also = contract.align.key, contract.align.also
+    table = load_table(party.data, key, side.features, label, contract.budget.rows, contract.target, also)
     plan = None
     if job in ("check", "train"):
         plan = budget_plan(contract, role, table)
-    on_file = _alignment_on_file(party.output.folder / "alignment", contract, table)
-    own = Own(party.party, role, contract, table, folder, share, on_file, plan)
+    signing = party.tls.key if party.tls.key.exists() else None
+    on_file = _alignment_on_file(party.output.folder / "alignment", contract, table, signing)
+    own = Own(party.party, role, contract, table, folder, share, on_file, plan, key=signing)
     if job != "train":
         return own
     if earlier is not None:
@@ -198,8 +203,9 @@ def _prepare_glm(party: PartyFile, contract: Contract, job: Job, role: str, fold
     loaded = jobs_glm.load(party.data, contract, role, job in ("check", "train"))
     if job in ("check", "train"):
         jobs_glm.check_budget(contract, loaded.table)
-    on_file = _alignment_on_file(party.output.folder / "alignment", contract, loaded.table)
-    own = Own(party.party, role, contract, loaded.table, folder, share, on_file)
+    signing = party.tls.key if party.tls.key.exists() else None
+    on_file = _alignment_on_file(party.output.folder / "alignment", contract, loaded.table, signing)
+    own = Own(party.party, role, contract, loaded.table, folder, share, on_file, key=signing)
     return replace(own, offset=loaded.offset, warnings=loaded.warnings)
 
 
@@ -311,7 +317,7 @@ def _align(channel: Channel, own: Own) -> Summary:
     alignment = _aligned(channel, own)
     with shares.staged(own.folder) as folder:
         _save_alignment(folder, alignment, own)
-        summary = _summary(channel, own, "align") | _alignment_facts(alignment)
+        summary = _summary(channel, own, "align") | _alignment_facts(alignment, own.contract)
         handshake.part(channel)
         _write_run(folder, summary)
     return summary
@@ -331,7 +337,7 @@ def _train(channel: Channel, own: Own) -> Summary:
             train = _train_active if own.role == "active" else _train_passive
             facts = train(channel, own, alignment, keeper, folder)
             boost.exchange_saved(channel)
-        summary = _summary(channel, own, "train") | _alignment_facts(alignment) | facts
+        summary = _summary(channel, own, "train") | _alignment_facts(alignment, own.contract) | facts
         handshake.part(channel)
         _write_run(folder, summary)
     keeper.remove()
@@ -464,7 +470,7 @@ def _predict(channel: Channel, own: Own) -> Summary:
             elif isinstance(own.share, shares.PassiveShare):
                 bins = own.share.binning.transform(own.table.take(alignment.rows))
                 score.score_passive(channel, own.share.feature, own.share.masks, bins)
-        summary = _summary(channel, own, "predict") | _alignment_facts(alignment) | facts
+        summary = _summary(channel, own, "predict") | _alignment_facts(alignment, own.contract) | facts
         handshake.part(channel)
         _write_run(folder, summary)
     return summary
@@ -499,11 +505,13 @@ def own_order(alignment: Alignment) -> tuple[np.ndarray[Any, np.dtype[np.int64]]
 
 def _aligned(channel: Channel, own: Own) -> Alignment:
     role = align.align_active if own.role == "active" else align.align_passive
-    return role(channel, own.table.ids, own.contract, own.on_file)
+    return role(channel, own.table.keys, own.contract, own.on_file)
 
 
-def _alignment_facts(alignment: Alignment) -> Summary:
-    return {"mode": alignment.mode, "rows_common_order": alignment.size, "rows_shared": alignment.shared}
+def _alignment_facts(alignment: Alignment, contract: Contract) -> Summary:
+    facts = {"mode": alignment.mode, "rows_common_order": alignment.size, "rows_shared": alignment.shared}
+    columns = (key.column for key in contract.align.keys)
+    return facts | {"rows_by_key": dict(zip(columns, alignment.by_key, strict=False))}
 
 
 def _save_alignment(folder: Path, alignment: Alignment, own: Own) -> None:
@@ -515,20 +523,35 @@ def _save_alignment(folder: Path, alignment: Alignment, own: Own) -> None:
         "mode": alignment.mode,
         "size": alignment.size,
         "shared": alignment.shared,
+        "by_key": alignment.by_key,
+        "rows_sha256": hashlib.sha256((folder / "rows.arrow").read_bytes()).hexdigest(),
     }
-    (folder / "alignment.json").write_text(json.dumps(head, indent=1) + "\n", encoding="utf-8")
+    body = (json.dumps(head, indent=1) + "\n").encode()
+    (folder / "alignment.json").write_bytes(body)
+    if own.key is not None:
+        (folder / "alignment.sig").write_bytes(sign(own.key, _SIGNED + body))
 
 
-def _alignment_on_file(folder: Path, contract: Contract, table: PartyTable) -> Alignment | None:
-    """The alignment kept in ``folder`` if it is of this very contract and these very IDs; otherwise align anew."""
+def _alignment_on_file(folder: Path, contract: Contract, table: PartyTable, key: Path | None) -> Alignment | None:
+    """The alignment kept in ``folder`` if it is of this very contract and these very IDs; otherwise align anew.
+
+    Raises:
+        WrongModel: it is damaged, or this party did not sign it.
+    """
     if not (folder / "alignment.json").exists():
         return None
     try:
-        head = json.loads((folder / "alignment.json").read_text(encoding="utf-8"))
+        body = (folder / "alignment.json").read_bytes()
+        if key is not None and not is_signed(key, _SIGNED + body, (folder / "alignment.sig").read_bytes()):
+            raise WrongModel(f"the alignment in {folder} is not signed with this party's key")
+        head = json.loads(body)
         if head["contract_hash"] != contract.hash().hex() or head["ids"] != _fingerprint_of_ids(table):
             return None
+        if hashlib.sha256((folder / "rows.arrow").read_bytes()).hexdigest() != head["rows_sha256"]:
+            raise WrongModel(f"the rows of the alignment in {folder} are not those that were signed")
         rows = feather.read_table(folder / "rows.arrow")["row"].to_numpy()
-        return Alignment(bytes.fromhex(head["alignment_id"]), head["mode"], head["size"], head["shared"], rows)
+        identity, by_key = bytes.fromhex(head["alignment_id"]), tuple(head["by_key"])
+        return Alignment(identity, head["mode"], head["size"], head["shared"], rows, by_key)
     except (OSError, ValueError, KeyError, TypeError, pa.ArrowException) as error:
         raise WrongModel(f"the alignment in {folder} is damaged: {error}") from None
 

@@ -51,12 +51,17 @@ def load(data: Data, contract: Contract, role: str, train: bool) -> Loaded:
     label = contract.label if role == "active" and train else None
     features = dict(side.features) | ({column: "number"} if column else {})
     said = []
+    key, also = contract.align.key, contract.align.also
     try:
-        table = load_table(data, contract.align.key, features, label, contract.budget.rows, contract.target)
+        table = load_table(
+            data, contract.align.key, features, label, contract.budget.rows, contract.target, contract.align.also
+        )
     except ColumnMissing:
         if column is None or train:
             raise
-        table = load_table(data, contract.align.key, side.features, label, contract.budget.rows, contract.target)
+        table = load_table(
+            data, contract.align.key, side.features, label, contract.budget.rows, contract.target, contract.align.also
+        )
         said.append(f"offset column {column!r} is not in {data.path}: it counts as 0")
     offset = None
     if column is not None and column in table.columns:

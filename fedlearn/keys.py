@@ -165,6 +165,31 @@ def check_own(tls: Tls, party: str) -> CertificateSummary:
     return _summary(certificate)
 
 
+def sign(key: Path, what: bytes) -> bytes:
+    """This party's signature (ECDSA with SHA-256, DER) by the private key in a PEM file.
+
+    Raises:
+        FileMissing, BadCertificate: the key cannot be read, or is not one for elliptic curves.
+    """
+    return _signing_key(key).sign(what, ec.ECDSA(hashes.SHA256()))
+
+
+def is_signed(key: Path, what: bytes, signature: bytes) -> bool:
+    """Whether this very key signed; raises as :func:`sign`."""
+    try:
+        _signing_key(key).public_key().verify(signature, what, ec.ECDSA(hashes.SHA256()))
+    except InvalidSignature:
+        return False
+    return True
+
+
+def _signing_key(path: Path) -> ec.EllipticCurvePrivateKey:
+    key = _load_key(path)
+    if not isinstance(key, ec.EllipticCurvePrivateKey):
+        raise BadCertificate(f"the key {path} is not for an elliptic curve, and so cannot sign results")
+    return key
+
+
 def party_names(certificate: x509.Certificate) -> list[str]:
     """The DNS alternative names of a certificate; ours have one, the party's."""
     try:

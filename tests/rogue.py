@@ -65,7 +65,7 @@ MISDEEDS = {
     "unchecked": [],
     "silent from the start": [Fault(0, "stall")],
     "silent in alignment": [Fault("AlignBlinded", "stall")],
-    "waits for ever": [Fault("AlignBlinded", "drop")],
+    "waits for ever": [Fault("AlignDoubled", "drop")],
     "another name": [spoil(pb.Hello, party="somebody-else")],
     "random bytes": [Fault("AlignOpen", "replace", edit=lambda _: os.urandom(300))],
     "random message": [Fault("AlignBlinded", "replace", edit=frame(chunk=garbage))],

@@ -16,6 +16,7 @@ from fedlearn.channel import BOTH, START, Channel, Message, Table, nothing, simu
 from fedlearn.contract import Contract
 from fedlearn.crypto import ristretto
 from fedlearn.errors import (
+    AmbiguousIds,
     BeyondContract,
     DuplicateIds,
     EmptyTable,
@@ -29,18 +30,29 @@ from fedlearn.errors import (
     PeerAborted,
     WrongLength,
 )
-from fedlearn.protocols.align import TABLES, Alignment, _blind, _Progress, align_active, align_passive
+from fedlearn.protocols import align_ecdh
+from fedlearn.protocols.align import TABLES, Alignment, _tag, align_active, align_passive
 from fedlearn.v1 import align_pb2 as pb
 
 MODES = ("mutual", "one-sided", "cardinality")
-KINDS = (pb.AlignOpen, pb.AlignBlinded, pb.AlignDoubled, pb.AlignCount)
+KINDS = (
+    pb.AlignOpen,
+    pb.AlignBlinded,
+    pb.AlignDoubled,
+    pb.AlignCount,
+    pb.AlignBases,
+    pb.AlignRaised,
+    pb.AlignMasked,
+    pb.AlignValues,
+    pb.AlignFound,
+)
 NAMES = (START, *(kind.DESCRIPTOR.name for kind in KINDS))
 LAWLESS = Table("align", ("active", "passive"), tuple(Message(k, BOTH, NAMES, nothing("rogue")) for k in KINDS))
 BUDGET = 1000
 
 
 @functools.cache
-def contract(mode: str, name: str = "test") -> Contract:
+def contract(mode: str, name: str = "test", method: str = "ecdh", pad_rows: int = 0, rows: int = BUDGET) -> Contract:
     return Contract.model_validate(
         {
             "name": name,
@@ -49,8 +61,8 @@ def contract(mode: str, name: str = "test") -> Contract:
             "active": {"name": "active", "features": {"x": "number"}},
             "passive": {"name": "passive", "features": {"y": "number"}},
             "label": {"column": "default"},
-            "align": {"mode": mode, "key": {"column": "phone"}},
-            "budget": {"rows": BUDGET},
+            "align": {"mode": mode, "method": method, "pad_rows": pad_rows, "key": {"column": "phone"}},
+            "budget": {"rows": rows},
         }
     )
 
@@ -125,7 +137,7 @@ def test_cardinality(active: list[bytes], passive: list[bytes]) -> None:
 
 @pytest.mark.parametrize("mode", MODES)
 def test_several_threads_and_batches(mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("fedlearn.protocols.align._BATCH", 300)
+    monkeypatch.setattr("fedlearn.protocols.align_ecdh._BATCH", 300)
     active, passive = numbered(*range(700)), numbered(*range(900, 400, -1))
     a, p = run(mode, active, passive)
     assert a.shared == 299
@@ -172,7 +184,7 @@ def points_seen(mode: str, name: str = "test") -> list[tuple[str, bytes]]:
 @pytest.mark.parametrize(
     ("mode", "messages"),
     [
-        ("mutual", ["AlignOpen"] * 2 + ["AlignBlinded"] * 2 + ["AlignDoubled"] * 2),
+        ("mutual", ["AlignOpen"] * 2 + ["AlignBlinded"] * 2 + ["AlignDoubled", "AlignFound"]),
         ("one-sided", ["AlignOpen"] * 2 + ["AlignBlinded"] * 2 + ["AlignDoubled"]),
         ("cardinality", ["AlignOpen"] * 2 + ["AlignBlinded"] * 2 + ["AlignDoubled", "AlignCount"]),
     ],
@@ -213,7 +225,8 @@ def test_points_are_fresh_in_every_run_and_unlinkable_across_contracts() -> None
     key = ristretto.random_scalar()
 
     def blinded(name: str) -> bytes:
-        return _blind(IDS, contract("mutual", name), key, _Progress(cast(Channel, Mock()), len(IDS)))
+        tag = _tag(cast(Channel, Mock(session=b"")), contract("mutual", name), 0)
+        return align_ecdh.blind(IDS, tag, key, lambda _: None)
 
     assert blinded("test") == blinded("test")
     assert not set(split(blinded("test"))) & set(split(blinded("another")))
@@ -235,12 +248,13 @@ def test_ledgers_and_progress(mode: str) -> None:
     assert active == passive
     learned = {(line["message"], line["receiver"]): line["values"] for line in active}
     assert learned.get(("AlignDoubled", "active")) == {"mutual": 3, "one-sided": 3, "cardinality": 1}[mode]
-    assert learned.get(("AlignDoubled", "passive")) == {"mutual": 2}.get(mode)
+    assert ("AlignDoubled", "passive") not in learned
+    assert learned.get(("AlignFound", "passive")) == {"mutual": 8}.get(mode)
     assert learned["AlignBlinded", "active"] == learned["AlignBlinded", "passive"] == 0
     assert {report.phase for report in reports} == {"align"}
     assert all(report.done <= report.total and report.unit == "ids" for report in reports)
     ends = sorted(report.done for report in reports if report.done == report.total)
-    assert ends == ([5, 5] if mode == "mutual" else [5, 6])
+    assert ends == [5, 6]
 
 
 def test_every_message_is_in_every_table() -> None:
@@ -275,6 +289,74 @@ def test_it_is_not_reused_for_another_mode_or_a_shorter_table() -> None:
     on_file = run("mutual", ids, ids)
     assert run("one-sided", ids, ids, on_file)[0].mode == "one-sided"
     assert run("mutual", ids[:2], ids, on_file)[0].size == 2
+
+
+# --- several keys ------------------------------------------------------------------------------------
+
+
+def several(mode: str, method: str) -> Contract:
+    """Two keys."""
+    one = contract(mode, method=method)
+    also = [{"column": "nif"}]
+    return Contract.model_validate(one.model_dump() | {"align": one.align.model_dump() | {"also": also}})
+
+
+def by_two(mode: str, method: str, active: Any, passive: Any) -> tuple[Alignment, Alignment]:
+    agreed = several(mode, method)
+    columns = [[pa.array(column, pa.string()) for column in zip(*rows, strict=True)] for rows in (active, passive)]
+    return simulate(lambda c: align_active(c, columns[0], agreed), lambda c: align_passive(c, columns[1], agreed))
+
+
+ACTIVE = [("1", "a"), ("2", None), (None, "c"), ("4", "d"), ("5", "e")]
+PASSIVE = [("7", "d"), ("2", "z"), ("1", "a"), (None, None), ("8", "c"), ("c", "5")]
+PAIRS = {(0, 2), (1, 1), (2, 4), (3, 0)}
+
+
+@pytest.mark.parametrize("method", ["ecdh", "ot"])
+@pytest.mark.parametrize("mode", ["mutual", "one-sided"])
+def test_the_first_key_that_matches(mode: str, method: str) -> None:
+    a, p = by_two(mode, method, ACTIVE, PASSIVE)
+    assert {(i, j) for i, j in zip(a.rows.tolist(), p.rows.tolist(), strict=True) if i >= 0} == PAIRS
+    assert a.by_key == (2, 2)
+    assert p.by_key == ()
+    assert a.shared == 4
+    assert a.id == p.id
+    assert (p.size, p.shared) == ((4, 4) if mode == "mutual" else (6, None))
+
+
+@pytest.mark.parametrize("method", ["ecdh", "ot"])
+@pytest.mark.parametrize(
+    ("active", "passive", "row"),
+    [
+        ([("9", "x"), ("1", "a")], [("1", "b"), ("2", "a")], 2),  # one of ours, two of theirs
+        ([("9", "x"), ("1", None), (None, "b")], [("1", "b")], 3),  # two of ours, one of theirs
+    ],
+)
+def test_a_person_matched_to_two_rows_is_an_error(method: str, active: Any, passive: Any, row: int) -> None:
+    with pytest.raises(AmbiguousIds, match=f"for instance this side's row {row}$"):
+        by_two("mutual", method, active, passive)
+
+
+KEYED = st.lists(
+    st.tuples(st.none() | st.integers(0, 9).map(str), st.none() | st.integers(0, 9).map(str)), min_size=1, max_size=8
+).filter(lambda rows: all(len([x for x in c if x]) == len({x for x in c if x}) for c in zip(*rows, strict=True)))
+
+
+@settings(max_examples=40, deadline=None)
+@given(active=KEYED, passive=KEYED)
+def test_two_keys_against_a_loop(active: Any, passive: Any) -> None:
+    pairs = {
+        (i, j) for k in (0, 1) for i, x in enumerate(active) for j, y in enumerate(passive) if x[k] and x[k] == y[k]
+    }
+    if len(pairs) > min(len({i for i, _ in pairs}), len({j for _, j in pairs})):
+        with pytest.raises(AmbiguousIds):
+            by_two("mutual", "ecdh", active, passive)
+    elif not pairs:
+        with pytest.raises(NoOverlap):
+            by_two("mutual", "ecdh", active, passive)
+    else:
+        a, p = by_two("mutual", "ecdh", active, passive)
+        assert set(zip(a.rows.tolist(), p.rows.tolist(), strict=True)) == pairs
 
 
 # --- this side's own mistakes ------------------------------------------------------------------------
@@ -395,7 +477,6 @@ def test_bad_blinded_lists(against: Callable[..., None], points: bytes, error: t
         (against_active, "mutual"),
         (against_active, "one-sided"),
         (against_active, "cardinality"),
-        (against_passive, "mutual"),
     ],
 )
 @pytest.mark.parametrize(("points", "error"), BAD_LISTS)
@@ -423,13 +504,9 @@ def test_our_own_points_come_back(whole: bool) -> None:
         while True:
             channel.receive(*KINDS)
 
-    for against, rogue in ((against_active, blinded), (against_active, doubled), (against_passive, doubled)):
-        if against is against_passive:  # the active side speaks first: a list of ours can only come back doubled
-            with pytest.raises(Malformed, match=r"sent back points .* at step align\.AlignDoubled"):
-                against("mutual", rogue)
-        else:
-            with pytest.raises(Malformed, match="sent back points"):
-                against("mutual", rogue)
+    for rogue in (blinded, doubled):
+        with pytest.raises(Malformed, match="sent back points"):
+            against_active("mutual", rogue)
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -448,9 +525,7 @@ def test_messages_out_of_order(mode: str, against: Callable[..., None], messages
         against(mode, says(*messages))
 
 
-@pytest.mark.parametrize(
-    ("against", "mode"), [*((against_active, mode) for mode in MODES), (against_passive, "mutual")]
-)
+@pytest.mark.parametrize(("against", "mode"), [*((against_active, mode) for mode in MODES)])
 def test_two_blinded_lists(against: Callable[..., None], mode: str) -> None:
     lists = [pb.AlignBlinded(points=multiples(*factors)) for factors in ((1, 2, 3), (4, 5, 6))]
     with pytest.raises(OutOfOrder, match="AlignBlinded out of order"):

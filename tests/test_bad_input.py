@@ -497,7 +497,7 @@ def test_the_operator_ends_a_dialler_that_waits(make: Make) -> None:
 ROGUES: list[tuple[str, str, type[FedlearnError], tuple[str, ...]]] = [
     ("silent from the start", "platform", PeerSilent, ("has sent nothing for", "session.Hello")),
     ("silent in alignment", "bank", PeerSilent, ("has sent nothing for", "align.AlignBlinded")),
-    ("waits for ever", "platform", PeerSilent, ("did not finish step align.AlignBlinded within 3 s",)),
+    ("waits for ever", "platform", PeerSilent, ("did not finish step align.AlignDoubled within 3 s",)),
     ("another name", "platform", PeerUntrusted, ("introduces itself as",)),
     ("random bytes", "platform", Malformed, ("not a frame|unknown here", "align.AlignOpen")),
     ("random message", "platform", Malformed, ("AlignBlinded",)),

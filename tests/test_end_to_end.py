@@ -251,6 +251,38 @@ def test_one_sided_the_passive_side_does_not_learn_who_is_shared_nor_how_many(tm
     assert set(scores(pair.output("bank") / "predictions")) == shared_ids(pair.rows)
 
 
+def test_by_oblivious_transfer_and_two_keys(tmp_path: Path, keyring: Path) -> None:
+    """Some of the bank's shared customers have no phone number; those are found by their address."""
+    shared = shared_ids(tables())
+    lost = sorted(shared)[:30]
+
+    def change(pair: Pair) -> None:
+        for party, rows in pair.rows.items():
+            for row in rows:
+                phone = digits(row["phone"])
+                row["mail"] = f"Customer.{phone}@Example.ORG" if party == "bank" else f" customer.{phone}@example.org"
+                if party == "bank" and phone in lost:
+                    row["phone"] = ""
+        key = pair.contract["align"]["key"] | {"nulls": "drop"}
+        pair.contract["align"] |= {"method": "ot", "key": key, "also": [{"column": "mail", "normalise": "email"}]}
+
+    pair = make_pair(tmp_path, keyring, mode="one-sided", change=change)
+    for job in ("align", "train"):
+        said = results(pair.run(job))
+        assert said["bank"]["rows_by_key"] == {"phone": SHARED - 30, "mail": 30}
+        assert said["platform"]["rows_by_key"] == {}
+        assert said["bank"]["rows_shared"] == SHARED
+        assert SHARED not in numbers(said["platform"])
+    orders = {
+        party: feather.read_table(pair.output(party) / "alignment" / "rows.arrow")["row"].to_pylist()
+        for party in MODULES
+    }
+    for mine, theirs in zip(orders["bank"], orders["platform"], strict=True):
+        mail = digits(pair.rows["platform"][theirs]["mail"])
+        assert (mine >= 0) == (mail in shared)
+        assert mine < 0 or digits(pair.rows["bank"][mine]["mail"]) == mail
+
+
 def test_cardinality_gives_a_count_and_nothing_to_train_on(
     tmp_path: Path, keyring: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

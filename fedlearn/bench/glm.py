@@ -120,7 +120,9 @@ def _table(setting: Setting, contract: Contract, role: str) -> PartyTable:
         return _generated(setting, role, features)
     label = contract.label if role == "active" else None
     data = Data(path=Path(path))
-    table = load_table(data, contract.align.key, features, label, contract.budget.rows, contract.target)
+    table = load_table(
+        data, contract.align.key, features, label, contract.budget.rows, contract.target, contract.align.also
+    )
     return table.take(np.argsort(np.array(table.ids.to_pylist()), kind="stable"))
 
 

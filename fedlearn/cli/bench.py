@@ -147,3 +147,25 @@ def glm(
         print(json.dumps(result))
     else:
         show.out.print(show.facts_table("regression", result))
+
+
+@app.command()
+def align(
+    method: Annotated[str, typer.Option(help="ot, ecdh or auto")] = "ot",
+    mode: Annotated[str, typer.Option(help="mutual, one-sided or cardinality")] = "mutual",
+    rows: Annotated[int, typer.Option(help="rows of the active side")] = 1_000_000,
+    rows_b: Annotated[int | None, typer.Option(help="rows of the passive side; by default as many")] = None,
+    openmined_rows: Annotated[int, typer.Option(help="rows for openmined-psi; 0 leaves it out")] = 2000,
+    as_json: Annotated[bool, typer.Option("--json", help="print JSON")] = False,
+) -> None:
+    """Private set intersection, both parties as processes, against openmined-psi on a sample.
+
+    Example: fedlearn bench align --method ot --rows 1000000 --json
+    """
+    from fedlearn.bench import align as bench
+
+    result = bench.measure(method, mode, rows, rows if rows_b is None else rows_b, openmined_rows)
+    if as_json:
+        print(json.dumps(result))
+    else:
+        show.out.print(show.facts_table("private set intersection", result))

@@ -176,7 +176,7 @@ def offer(session: bytes, blinded: bytes) -> tuple[bytes, bytes, list[tuple[byte
     keys = [ristretto.random_scalar() for _ in range(count)]
     raised = _each(blinded, keys)
     options = ristretto.hash_to_group([_input(session, i, bit) for i in range(count) for bit in range(2)], _DST)
-    pairs = [ristretto.raise_points(_points(options, 2 * i, 2 * i + 2), key) for i, key in enumerate(keys)]
+    pairs = spread(lambda i: ristretto.raise_points(_points(options, 2 * i, 2 * i + 2), keys[i]), range(count))
     bound = _bound(session, blinded, raised)
     seeds = [(_seed(bound, i, 0, _points(p, 0, 1)), _seed(bound, i, 1, _points(p, 1, 2))) for i, p in enumerate(pairs)]
     return raised, _tag(bound), seeds
@@ -205,7 +205,8 @@ def _points(points: bytes, first: int, last: int) -> bytes:
 
 def _each(points: bytes, scalars: list[bytes]) -> bytes:
     """Each point to its own scalar."""
-    return b"".join(ristretto.raise_points(_points(points, i, i + 1), scalar) for i, scalar in enumerate(scalars))
+    one = range(len(scalars))
+    return b"".join(spread(lambda i: ristretto.raise_points(_points(points, i, i + 1), scalars[i]), one))
 
 
 def _bound(session: bytes, blinded: bytes, raised: bytes) -> bytes:

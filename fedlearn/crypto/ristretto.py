@@ -7,6 +7,7 @@ a few threads share the work.
 
 from __future__ import annotations
 
+import ctypes
 import hashlib
 import os
 import sys
@@ -30,6 +31,13 @@ _MANY = 256  # below this many points, threads cost more than they save
 # needed any more (where the system cannot delete a loaded library, it stays).
 with suppress(OSError, KeyError, AttributeError):
     os.unlink(sys.modules["rbcl._sodium"].lib_path)
+
+
+# libsodium's own functions, by address: rbcl's wrappers copy every point three times.
+_multiply = rbcl._sodium["crypto_scalarmult_ristretto255"]
+_multiply.argtypes = (ctypes.c_void_p, ctypes.c_char_p, ctypes.c_void_p)
+_is_valid = rbcl._sodium["crypto_core_ristretto255_is_valid_point"]
+_is_valid.argtypes = (ctypes.c_void_p,)
 
 
 def hash_to_group(messages: Sequence[bytes], dst: bytes) -> bytes:
@@ -92,16 +100,18 @@ def raise_points(points: bytes, scalar: bytes) -> bytes:
         ValueError: the length is wrong, a point is invalid, or a result is the identity.
     """
     count = _count(points)
-    view = memoryview(points)
+    out = ctypes.create_string_buffer(len(points))
+    source, target = _address(points), ctypes.addressof(out)
 
-    def power(i: int) -> bytes:
-        base = bytes(view[i * POINT_BYTES : (i + 1) * POINT_BYTES])
-        return bytes(rbcl.crypto_scalarmult_ristretto255(scalar, base))
+    def power(part: slice) -> list[int]:
+        span = range(part.start * POINT_BYTES, part.stop * POINT_BYTES, POINT_BYTES)
+        return [at // POINT_BYTES for at in span if _multiply(target + at, scalar, source + at)][:1]
 
-    try:
-        return b"".join(_shared(lambda part: [power(i) for i in range(part.start, part.stop)], count))
-    except RuntimeError:  # how rbcl reports libsodium's refusal
-        raise ValueError("an invalid point, or one that this scalar takes to the identity") from None
+    if len(scalar) != POINT_BYTES:
+        raise ValueError(f"a scalar has {POINT_BYTES} bytes, not {len(scalar)}")
+    if _shared(power, count):
+        raise ValueError("an invalid point, or one that this scalar takes to the identity")
+    return out.raw
 
 
 def check_points(points: bytes) -> int | None:
@@ -118,15 +128,22 @@ def check_points(points: bytes) -> int | None:
         ValueError: the length is not a multiple of 32.
     """
     count = _count(points)
-    view = memoryview(points)
+    source = _address(points)
 
-    def bad(i: int) -> bool:
-        point = bytes(view[i * POINT_BYTES : (i + 1) * POINT_BYTES])
+    def bad(part: slice) -> list[int]:
         # libsodium takes the identity (all zeros) for valid
-        return point == _IDENTITY or not rbcl.crypto_core_ristretto255_is_valid_point(point)
+        return [
+            i
+            for i in range(part.start, part.stop)
+            if not _is_valid(source + i * POINT_BYTES) or points.startswith(_IDENTITY, i * POINT_BYTES)
+        ][:1]
 
-    found = _shared(lambda part: [i for i in range(part.start, part.stop) if bad(i)][:1], count)
-    return min(found, default=None)
+    return min(_shared(bad, count), default=None)
+
+
+def _address(points: bytes) -> int:
+    """Where the bytes lie; they must outlive its use."""
+    return ctypes.cast(ctypes.c_char_p(points), ctypes.c_void_p).value or 0
 
 
 def _count(points: bytes) -> int:

@@ -30,8 +30,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from fedlearn.contract import Data, Key, Kind, Label
+from fedlearn.data import identifiers
 from fedlearn.errors import (
     BadConfig,
+    BadIds,
     BadLabel,
     ColumnMissing,
     DuplicateIds,
@@ -46,6 +48,10 @@ from fedlearn.errors import (
 Column: TypeAlias = npt.NDArray[np.float64] | pa.DictionaryArray
 
 _ASCII_SPACE = " \t\n\v\f\r\x1c\x1d\x1e\x1f"  # what str.strip() strips, so that both paths of `text` agree
+_CLOSED: dict[str, str | bool | int | float | list[str]] = {
+    "autoinstall_known_extensions": False,
+    "autoload_known_extensions": False,
+}
 _DEFAULT_KEY = Key(column="id")
 
 
@@ -66,8 +72,9 @@ class PartyTable:
         label: shape (n,); int8, 1 for the contract's positive value and 0 for the other; int32, the number of the
             class; or float64, the value; None without label.
         weight: shape (n,), float64, positive row weights; None without.
-        skipped: rows that were left out of the source as the contract allows, by reason
-            (``null_ids``, ``duplicate_ids``).
+        skipped: rows that were left out of the source as the contract allows, by reason (``null_ids``,
+            ``duplicate_ids``); with several keys, identifiers that were left out, by reason and column.
+        also: further keys, each of shape (n,), distinct, null where a row has not that key (and then so may ``ids``).
     """
 
     ids: pa.StringArray
@@ -75,6 +82,12 @@ class PartyTable:
     label: Target | None = None
     weight: npt.NDArray[np.float64] | None = None
     skipped: dict[str, int] = field(default_factory=dict)
+    also: tuple[pa.StringArray, ...] = ()
+
+    @property
+    def keys(self) -> pa.StringArray | tuple[pa.StringArray, ...]:
+        """What rows are aligned by: ``ids``, or a tuple of all keys where there are several."""
+        return (self.ids, *self.also) if self.also else self.ids
 
     @property
     def rows(self) -> int:
@@ -87,6 +100,7 @@ class PartyTable:
         return replace(
             self,
             ids=self.ids.take(positions),
+            also=tuple(ids.take(positions) for ids in self.also),
             columns={
                 name: values[indices] if isinstance(values, np.ndarray) else values.take(positions)
                 for name, values in self.columns.items()
@@ -103,6 +117,8 @@ class PartyTable:
         """
         digest = hashlib.sha256(b"fedlearn table 1")
         _feed(digest, "ids", self.ids)
+        for k, ids in enumerate(self.also):
+            _feed(digest, f"key {k + 1}", ids)
         for name in sorted(self.columns):
             _feed(digest, f"column {name}", self.columns[name])
         if self.label is not None:
@@ -119,19 +135,21 @@ def load_table(
     label: Label | None,
     max_rows: int,
     target: TargetKind = "binary",
+    also: Sequence[Key] = (),
 ) -> PartyTable:
-    """Read a party's CSV (``.csv``, ``.csv.gz``) or Parquet (``.parquet``) file and check it.
+    """Read a party's CSV (``.csv``, ``.csv.gz``) or Parquet (``.parquet``) file, or a query's result, and check it.
 
     A CSV file is UTF-8 with a header, quoted as RFC 4180 says, with comma, semicolon, tab or bar as delimiter. Text is
     trimmed, except identifiers, which follow ``key.normalise``. An empty CSV cell is always missing.
 
     Args:
-        data: the path, and the texts that mean a missing value.
+        data: the path, the query if it is a DuckDB database, and the texts that mean a missing value.
         key: the identifier column, and what to do with null and repeated identifiers.
         features: columns to read, by kind, in the order in which they are kept.
         label: the label column, or None where there is none (the passive side, and prediction).
         max_rows: the most rows that the contract allows.
         target: what the label is: two values, classes, any number, or a number that is not negative.
+        also: further identifier columns.
 
     Raises:
         FileMissing: no such file, or not readable.
@@ -141,20 +159,21 @@ def load_table(
     """
     path = data.path
     asked = [name for name in (label.column, label.weight) if name] if label else []
-    names = list(dict.fromkeys([key.column, *features, *asked]))
+    keys = (key, *also)
+    names = list(dict.fromkeys([*(one.column for one in keys), *features, *asked]))
     chunks = (
         _Chunk(
-            ids=batch[key.column],
+            ids=tuple(batch[one.column] for one in keys),
             columns={name: batch[name] for name in features},
             label=batch[label.column] if label else None,
             weight=batch[label.weight] if label and label.weight else None,
         )
-        for batch in _read(path, names)
+        for batch in _read(data, names)
     )
     return _build(
         chunks,
         str(path),
-        key=key,
+        keys=keys,
         features=features,
         label=label,
         missing=data.missing,
@@ -195,16 +214,18 @@ def make_table(
     _check_columns(features, list(columns), source)
     label = None if label_values is None else Label(column="label", positive=positive)
     chunk = _Chunk(
-        ids=_to_arrow(ids, _Place(source, key.column)),
+        ids=(_to_arrow(ids, _Place(source, key.column)),),
         columns={name: _to_arrow(columns[name], _Place(source, name)) for name in features},
         label=None if label is None else _to_arrow(label_values, _Place(source, label.column)),
     )
     for name, values in {**chunk.columns, **({} if label is None else {label.column: chunk.label})}.items():
-        if len(values) != len(chunk.ids):
+        if len(values) != len(chunk.ids[0]):
             raise BadConfig(
-                f"{_Place(source, name)} has {len(values)} rows, but there are {len(chunk.ids)} identifiers"
+                f"{_Place(source, name)} has {len(values)} rows, but there are {len(chunk.ids[0])} identifiers"
             )
-    return _build(iter([chunk]), source, key=key, features=features, label=label, missing=missing, max_rows=max_rows)
+    return _build(
+        iter([chunk]), source, keys=(key,), features=features, label=label, missing=missing, max_rows=max_rows
+    )
 
 
 def normalise(ids: pa.StringArray, how: str) -> pa.StringArray:
@@ -258,7 +279,7 @@ def _fold(text: str) -> str:
 class _Chunk(NamedTuple):
     """Consecutive rows as they were read, in any Arrow type."""
 
-    ids: pa.Array
+    ids: tuple[pa.Array, ...]
     columns: dict[str, pa.Array]
     label: pa.Array | None
     weight: pa.Array | None = None
@@ -283,7 +304,7 @@ def _build(
     chunks: Iterator[_Chunk],
     source: str,
     *,
-    key: Key,
+    keys: Sequence[Key],
     features: Mapping[str, Kind],
     label: Label | None,
     missing: Sequence[str],
@@ -291,16 +312,17 @@ def _build(
     target: TargetKind = "binary",
 ) -> PartyTable:
     absent = pa.array(missing, pa.string())
-    ids: list[pa.StringArray] = []
+    ids: list[list[pa.StringArray]] = [[] for _ in keys]
     labels: list[Any] = []
     weights: list[npt.NDArray[np.float64]] = []
     parts: dict[str, list[Any]] = {name: [] for name in features}
     rows = 0
     for chunk in chunks:
-        start, rows = rows, rows + len(chunk.ids)
+        start, rows = rows, rows + len(chunk.ids[0])
         if rows > max_rows:
             raise OverBudget(f"{source} has more rows than the {max_rows} that the contract allows")
-        ids.append(normalise(_identifiers(chunk.ids, absent, _Place(source, key.column, start)), key.normalise))
+        for key, values, part in zip(keys, chunk.ids, ids, strict=True):
+            part.append(_normalised(values, key, absent, _Place(source, key.column, start)))
         for name, kind in features.items():
             convert = _numbers if kind == "number" else _categories
             parts[name].append(convert(chunk.columns[name], absent, _Place(source, name, start)))
@@ -312,9 +334,15 @@ def _build(
     if rows == 0:
         raise EmptyTable(f"{source} has no rows")
 
-    keys = pa.concat_arrays(ids)
-    kept, skipped = _select(keys, key, source)
-    table = PartyTable(keys, {name: _join(part) for name, part in parts.items()}, skipped=skipped)
+    columns = {name: _join(part) for name, part in parts.items()}
+    if len(keys) == 1:
+        first = pa.concat_arrays(ids[0])
+        kept, skipped = _select(first, keys[0], source)
+        table = PartyTable(first, columns, skipped=skipped)
+    else:
+        first, *others = (pa.concat_arrays(part) for part in ids)
+        (first, *others), kept, skipped = _select_several([first, *others], keys, source)
+        table = PartyTable(first, columns, skipped=skipped, also=tuple(others))
     if len(kept) < rows:
         table = table.take(kept)
     if label is not None:
@@ -378,6 +406,44 @@ def _weights(
 
 def _first(wrong: npt.NDArray[np.bool_], kept: npt.NDArray[np.int64]) -> int:
     return int(kept[np.argmax(wrong)]) + 1
+
+
+def _normalised(array: pa.Array, key: Key, absent: pa.StringArray, place: _Place) -> pa.StringArray:
+    if key.normalise == "uuid" and _is_bytes(array.type):  # 16 bytes, as Parquet stores them
+        array = pa.array([None if v is None else v.hex() for v in array.to_pylist()], pa.string())
+    texts = _identifiers(array, absent, place)
+    if not identifiers.is_known(key):
+        return normalise(texts, key.normalise)
+    found = identifiers.canonical(texts, key)
+    wrong = identifiers.invalid(texts, found).to_numpy(zero_copy_only=False)
+    if wrong.any() and key.invalid == "error":
+        raise BadIds(
+            f"{place} has {wrong.sum()} value(s) up to row {place.start + len(wrong)} that are not of kind "
+            f"{key.normalise!r}, the first is {texts[int(np.argmax(wrong))].as_py()[:40]!r} in row {place.row(wrong)}"
+        )
+    return found
+
+
+def _is_bytes(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_fixed_size_binary(kind))
+
+
+def _select_several(
+    columns: list[pa.StringArray], keys: Sequence[Key], source: str
+) -> tuple[list[pa.StringArray], npt.NDArray[np.int64], dict[str, int]]:
+    """Several keys: each without repeats (null instead), the rows that have one at least, and what was left out."""
+    skipped: dict[str, int] = {}
+    single = []
+    present = np.zeros(len(columns[0]), np.bool_)
+    for ids, key in zip(columns, keys, strict=True):
+        kept, counts = _select(ids, key, source)
+        has = np.zeros(len(ids), np.bool_)
+        has[kept] = True
+        present |= has
+        single.append(pc.if_else(pa.array(has), ids, pa.scalar(None, pa.string())))
+        skipped |= {f"{reason} {key.column}": count for reason, count in counts.items()}
+    skipped["rows_without_key"] = int((~present).sum())
+    return single, np.flatnonzero(present), skipped
 
 
 def _select(ids: pa.StringArray, key: Key, source: str) -> tuple[npt.NDArray[np.int64], dict[str, int]]:
@@ -525,18 +591,39 @@ def _join(parts: list[Any]) -> Column:
 # --- reading ---------------------------------------------------------------------------------------
 
 
-def _read(path: Path, names: Sequence[str]) -> Iterator[dict[str, pa.Array]]:
+def _read(data: Data, names: Sequence[str]) -> Iterator[dict[str, pa.Array]]:
     """The named columns of a file, in chunks, in the order of the file."""
+    path = data.path
     try:
         with path.open("rb") as file:
             file.read(1)
     except OSError as error:
         raise FileMissing(f"cannot read {path}: {error.strerror}") from None
+    if (path.suffix in (".duckdb", ".db")) != (data.query is not None):
+        raise BadConfig(f"{path}: a query is for a DuckDB database (.duckdb or .db), and only for that")
+    if data.query is not None:
+        return _read_database(path, data.query, names)
     if path.name.endswith((".csv", ".csv.gz")):
         return _read_csv(path, names)
     if path.suffix == ".parquet":
         return _read_parquet(path, names)
-    raise BadConfig(f"{path} is of an unknown format: its name must end in .csv, .csv.gz or .parquet")
+    raise BadConfig(f"{path} is of an unknown format: its name must end in .csv, .csv.gz or .parquet, or in .duckdb")
+
+
+def _read_database(path: Path, query: str, names: Sequence[str]) -> Iterator[dict[str, pa.Array]]:
+    """The result of a query, batch by batch; the database is not written, and no other file is read."""
+    try:
+        with duckdb.connect(str(path), read_only=True, config=_CLOSED | {"enable_external_access": False}) as database:
+            statements = database.extract_statements(query)
+            if len(statements) != 1 or statements[0].type != duckdb.StatementType.SELECT:
+                raise BadConfig(f"the query on {path} must be one SELECT")
+            result = database.sql(query)
+            _check_columns(names, result.columns, f"the query on {path}")
+            columns = ", ".join('"' + name.replace('"', '""') + '"' for name in names)
+            for batch in pa.RecordBatchReader.from_stream(result.project(columns)):
+                yield dict(zip(names, batch.columns, strict=True))
+    except (duckdb.Error, pa.ArrowException) as error:
+        raise _unreadable(path, error) from None
 
 
 def _read_csv(path: Path, names: Sequence[str]) -> Iterator[dict[str, pa.Array]]:
@@ -579,9 +666,7 @@ def _query(query: str, path: Path, names: Sequence[str]) -> Iterator[dict[str, p
 
 def _database() -> duckdb.DuckDBPyConnection:
     # CSV and Parquet are built in; nothing may be fetched from the network.
-    return duckdb.connect(
-        ":memory:", config={"autoinstall_known_extensions": False, "autoload_known_extensions": False}
-    )
+    return duckdb.connect(":memory:", config=_CLOSED)
 
 
 def _literal(path: Path) -> str:

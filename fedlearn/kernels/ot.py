@@ -57,8 +57,46 @@ def _constant(value: int) -> Any:
     return ir.Constant(_I32, value & 0xFFFFFFFF)
 
 
-def _rotate(builder: Any, word: Any, right: int) -> Any:
-    return builder.or_(builder.lshr(word, _constant(right)), builder.shl(word, _constant(32 - right)))
+_VECTOR = ir.VectorType(_I32, LANES)
+
+
+def _all_lanes(value: int) -> Any:
+    return ir.Constant(_VECTOR, [value & 0xFFFFFFFF] * LANES)
+
+
+def _compressed(builder: Any, m: list[Any], parameters: list[Any], constant: Any) -> list[Any]:
+    """The eight words of a BLAKE2s-256 digest, as straight-line code over words, or over vectors of words.
+
+    Args:
+        builder: where the code goes.
+        m: up to 16 words of the message, which they fill.
+        parameters: eight words of the parameter block (RFC 7693 2.5).
+        constant: makes a constant of the kind that the words are.
+    """
+
+    def rotate(word: Any, right: int) -> Any:
+        return builder.or_(builder.lshr(word, constant(right)), builder.shl(word, constant(32 - right)))
+
+    count = len(m)
+    h = [builder.xor(constant(iv), p) for iv, p in zip(_IV, parameters, strict=True)]
+    v = [*h, *(constant(x) for x in _IV)]
+    v[12] = constant(_IV[4] ^ 4 * count)  # bytes so far
+    v[14] = constant(~_IV[6])  # the last block
+    for schedule in _SIGMA:
+        for step, (a, b, c, d) in enumerate(_MIXED):
+            for half, (first, second) in enumerate(((16, 12), (8, 7))):
+                taken = schedule[2 * step + half]
+                v[a] = builder.add(v[a], v[b])
+                if taken < count:  # the others are zero
+                    v[a] = builder.add(v[a], m[taken])
+                v[d] = rotate(builder.xor(v[d], v[a]), first)
+                v[c] = builder.add(v[c], v[d])
+                v[b] = rotate(builder.xor(v[b], v[c]), second)
+    return [builder.xor(builder.xor(v[i], v[i + 8]), h[i]) for i in range(8)]
+
+
+#: First parameter word: digest of 32 bytes, no key, fanout and depth 1.
+_UNKEYED = 0x01010020
 
 
 @intrinsic
@@ -72,24 +110,35 @@ def blake2s(typing_context: Any, message: Any) -> Any:
 
     def emit(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         words = [builder.extract_value(arguments[0], i) for i in range(count)]
-        m = [w if w.type == _I32 else builder.trunc(w, _I32) for w in words]  # Numba widens uint32 to uint64
-        h = [_IV[0] ^ 0x01010020, *_IV[1:]]  # parameter block: digest of 32 bytes, no key, fanout and depth 1
-        v = [_constant(x) for x in (*h, *_IV)]
-        v[12] = _constant(_IV[4] ^ 4 * count)  # bytes so far
-        v[14] = _constant(~_IV[6])  # the last block
-        for schedule in _SIGMA:
-            for step, (a, b, c, d) in enumerate(_MIXED):
-                for half, (first, second) in enumerate(((16, 12), (8, 7))):
-                    taken = schedule[2 * step + half]
-                    v[a] = builder.add(v[a], v[b])
-                    if taken < count:  # the others are zero
-                        v[a] = builder.add(v[a], m[taken])
-                    v[d] = _rotate(builder, builder.xor(v[d], v[a]), first)
-                    v[c] = builder.add(v[c], v[d])
-                    v[b] = _rotate(builder, builder.xor(v[b], v[c]), second)
-        return builder.xor(builder.xor(v[0], v[8]), _constant(h[0]))
+        words = [w if w.type == _I32 else builder.trunc(w, _I32) for w in words]  # Numba widens uint32 to uint64
+        return _compressed(builder, words, [_constant(_UNKEYED), *[_constant(0)] * 7], _constant)[0]
 
     return types.uint32(message), emit
+
+
+@intrinsic
+def blake2s_lanes(typing_context: Any, block: Any, digests: Any) -> Any:
+    """BLAKE2s-256 of LANES messages of 64 bytes each, salted.
+
+    ``block`` is uint32 (20, LANES): 16 words of message, then two of salt and two of personalisation; ``digests``,
+    uint32 (8, LANES), receives the digests.
+    """
+
+    def emit(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        def place(kind: Any, array: Any, row: int) -> Any:
+            index = [ir.Constant(ir.IntType(64), i) for i in (row, 0)]
+            item = cgutils.get_item_pointer(context, builder, kind, array, index)  # type: ignore[no-untyped-call]
+            return builder.bitcast(item, _VECTOR.as_pointer())
+
+        source = context.make_array(block)(context, builder, arguments[0])
+        target = context.make_array(digests)(context, builder, arguments[1])
+        words = [builder.load(place(block, source, i), align=4) for i in range(20)]
+        parameters = [_all_lanes(_UNKEYED), *[_all_lanes(0)] * 3, *words[16:]]
+        for i, word in enumerate(_compressed(builder, words[:16], parameters, _all_lanes)):
+            builder.store(word, place(digests, target, i), align=4)
+        return context.get_dummy_value()
+
+    return types.void(block, digests), emit
 
 
 @intrinsic
@@ -99,15 +148,11 @@ def _transpose_squares(typing_context: Any, columns: Any, first: Any, at: Any, r
     The recursion of Hacker's Delight 7-3 (swap the off-diagonal quarters, then those of the quarters, ...), least
     significant bit first. Vectors are spelled out: left to itself, LLVM unrolls loops as short as these to scalars.
     """
-    vector = ir.VectorType(_I32, LANES)
 
     def emit(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         def place(kind: Any, array: Any, *index: Any) -> Any:
             item = cgutils.get_item_pointer(context, builder, kind, array, index)  # type: ignore[no-untyped-call]
-            return builder.bitcast(item, vector.as_pointer())
-
-        def all_lanes(value: int) -> Any:
-            return ir.Constant(vector, [value] * LANES)
+            return builder.bitcast(item, _VECTOR.as_pointer())
 
         source = context.make_array(columns)(context, builder, arguments[0])
         target = context.make_array(rows)(context, builder, arguments[3])
@@ -118,8 +163,8 @@ def _transpose_squares(typing_context: Any, columns: Any, first: Any, at: Any, r
         for step, mask in ((16, 0x0000FFFF), (8, 0x00FF00FF), (4, 0x0F0F0F0F), (2, 0x33333333), (1, 0x55555555)):
             for i in (i for i in range(32) if not i & step):
                 low, high = words[i], words[i + step]
-                moved = builder.and_(builder.xor(builder.lshr(low, all_lanes(step)), high), all_lanes(mask))
-                words[i] = builder.xor(low, builder.shl(moved, all_lanes(step)))
+                moved = builder.and_(builder.xor(builder.lshr(low, _all_lanes(step)), high), _all_lanes(mask))
+                words[i] = builder.xor(low, builder.shl(moved, _all_lanes(step)))
                 words[i + step] = builder.xor(high, moved)
         for i, word in zip(index, words, strict=True):
             builder.store(word, place(rows, target, arguments[4], i, index[0]), align=4)

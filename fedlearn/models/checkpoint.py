@@ -236,6 +236,7 @@ class Checkpoint:
                 "mode": self.alignment.mode,
                 "size": self.alignment.size,
                 "shared": self.alignment.shared,
+                "by_key": list(self.alignment.by_key),
                 "rows": _digest(self.alignment.rows),
             },
             "spent": vars(self.spent),
@@ -323,7 +324,8 @@ def _restored(folder: Path, head: dict[str, Any]) -> Checkpoint:
     told = head["alignment"]
     if _digest(rows) != told["rows"]:
         raise ValueError(f"the hash of {_ROWS} differs")
-    alignment = Alignment(bytes.fromhex(told["id"]), told["mode"], told["size"], told["shared"], rows)
+    identity, by_key = bytes.fromhex(told["id"]), tuple(map(int, told["by_key"]))
+    alignment = Alignment(identity, told["mode"], told["size"], told["shared"], rows, by_key)
     checkpoint = Checkpoint(folder, head["binding"], bytes.fromhex(head["run"]), alignment, Spent(**head["spent"]))
     journal = (folder / _JOURNAL).read_bytes()
     for saved in head["points"]:

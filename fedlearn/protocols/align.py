@@ -1,21 +1,17 @@
 """Alignment: which rows of the two tables belong to the same ID, by private set intersection.
 
-The intersection of Meadows (1986) and of Huberman, Franklin and Hogg (1999), commutative encryption of hashed IDs, on
-ristretto255. H hashes an ID to the group under a tag that holds the contract's hash, so points of two contracts
-cannot be linked. x and y are fresh scalars of this session. A = {H(a)^x} and B = {H(b)^y} are the blinded lists of the
-active and the passive side, each in an order drawn by its owner; A^y, B^x are the same lists raised again::
+Both sides exchange AlignOpen: the length of their list, and the alignment they have on file; equal ids: done, reuse it.
+Otherwise, for each key column of the contract in turn, one of two protocols finds which of the active side's IDs the
+passive side has, and where in an order of its rows that it has drawn: :mod:`fedlearn.protocols.align_ecdh` or
+:mod:`fedlearn.protocols.align_ot`, by default (method ``auto``) the first for lists that have fewer than :data:`FEW`
+IDs together. The passive side learns nothing from that::
 
-    both                 AlignOpen      number of rows, id of the alignment on file; equal ids: done, reuse it
-    active  -> passive   AlignBlinded   A
-    passive -> active    AlignBlinded   B
-                                        mutual                one-sided          cardinality
-    active  -> passive   AlignDoubled   B^x, in B's order     -                  -
-    passive -> active    AlignDoubled   A^y, in A's order     A^y, in A's order  A^y, shuffled
-    active  -> passive   AlignCount     -                     -                  how many matched
+    both                  AlignOpen     length of the list, id of the alignment on file
+    for each key:         by ecdh or ot, see there
+    active  -> passive    AlignFound    mutual: which rows of the passive side's order are shared
+    active  -> passive    AlignCount    cardinality: how many are
 
-``mutual``: both know A^y and B^x; the common order is that of the doubled points as bytes, the same on both sides and
-pseudorandom. ``one-sided`` and ``cardinality``: the active side takes x off again, (A^y)^(1/x) = {H(a)^y}, and looks
-these up in B.
+The common order is the passive side's drawn one: of the shared rows (``mutual``) or of all its rows (``one-sided``).
 
 ============= =============================================== ================================================
 mode          the active side learns                          the passive side learns
@@ -26,17 +22,16 @@ one-sided     len(B), which of its IDs are shared, and their  len(A)
 cardinality   len(B), how many are shared                     len(A), how many are shared
 ============= =============================================== ================================================
 
-A blinded list tells nothing more under the decisional Diffie-Hellman assumption, H being a random oracle; in the
-one-sided and cardinality modes the one-more variant bounds the active side to len(A) look-ups, hence the contract's
-``budget.rows``.
+With several keys the active side learns this of each key: of a pair of rows, by which keys they match. All rows take
+part for every key, also those matched before and those without that key (with an ID of nobody), so nothing else shows.
+A row is matched by its first key that matches. Two keys that lead to different rows end the session.
 
-What a deviating party could do: bring IDs that it does not have (up to ``budget.rows``); stop after it has learned the
-result and before the other has (in ``mutual`` the passive side, in ``cardinality`` the active side); feign a result, by
-a wrong count, or in ``mutual`` by doubled points that were just received as the answer; in ``cardinality``, send
-related points so as to find its own again in the shuffled answer. If nothing is shared in ``one-sided``, the active
-side ends the session and that, one bit, shows.
+With ``pad_rows``, lists are filled up to that length with IDs of nobody, and the lengths above are that; but in
+``one-sided`` len(B) is what the parties go on to train on, and is not padded.
 
-The lists travel one after another, never both ways at once, so that two large lists cannot block each other.
+A deviating party can bring IDs that it does not have. A deviating active side can stop after it has learned the result
+and before the other has, or feign a result. If nothing is shared in ``one-sided``, the active side ends the session and
+that, one bit, shows. What else it could do depends on the protocol.
 """
 
 from __future__ import annotations
@@ -44,35 +39,38 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from fedlearn.channel import BOTH, START, Channel, Message, Reveals, Table, nothing
 from fedlearn.contract import Contract
-from fedlearn.crypto import ristretto
+from fedlearn.crypto import oprf, ristretto
 from fedlearn.crypto.draws import Draws
 from fedlearn.errors import (
+    AmbiguousIds,
     BeyondContract,
     DuplicateIds,
     EmptyTable,
-    InvalidPoint,
     Malformed,
     NoOverlap,
     NullIds,
     OverBudget,
     WrongLength,
 )
+from fedlearn.protocols import align_ecdh, align_ot
 from fedlearn.v1 import align_pb2 as pb
 
 Rows = npt.NDArray[np.int64]
 Ids: TypeAlias = "Sequence[bytes] | pa.StringArray"
 
+#: IDs of both sides together below which ``auto`` takes ``ecdh``: where both take as long.
+FEW = 3000
+
 _ID_BYTES = 16
-_BATCH = 8192  # points between two reports of progress
-_DST = b"fedlearn-V01-align-ristretto255_XMD:SHA-512_R255MAP_RO_"
 
 
 def _points(message: pb.AlignDoubled) -> int:
@@ -93,21 +91,51 @@ def _table(learned: Reveals) -> Table:
             Message(
                 pb.AlignBlinded,
                 BOTH,
-                ("AlignOpen", "AlignBlinded"),
+                ("AlignOpen", "AlignBlinded", "AlignDoubled"),
                 nothing("hashed IDs under a fresh key, in random order; decisional Diffie-Hellman"),
             ),
-            Message(pb.AlignDoubled, BOTH, ("AlignBlinded", "AlignDoubled"), learned),
+            Message(pb.AlignDoubled, "passive", ("AlignBlinded",), learned),
             Message(pb.AlignCount, "active", ("AlignDoubled",), Reveals("how many IDs both sides have")),
+            Message(
+                pb.AlignBases, "passive", ("AlignOpen", "AlignValues"), nothing("uniform points, whatever they hide")
+            ),
+            Message(
+                pb.AlignRaised,
+                "active",
+                ("AlignBases",),
+                nothing("Diffie-Hellman values that give one of two random seeds each"),
+            ),
+            Message(
+                pb.AlignMasked,
+                "active",
+                ("AlignRaised", "AlignMasked"),
+                nothing("code words under streams of which the receiver has one of each pair"),
+            ),
+            Message(
+                pb.AlignValues,
+                "passive",
+                ("AlignMasked", "AlignValues"),
+                Reveals(
+                    "for each row of the sender's shuffled order, whether it is one of the receiver's IDs",
+                    lambda m: m.rows,
+                ),
+            ),
+            Message(
+                pb.AlignFound,
+                "active",
+                ("AlignValues", "AlignDoubled"),
+                Reveals("for each of the receiver's IDs, whether the sender has it", lambda m: 8 * len(m.bits)),
+            ),
         ),
     )
 
 
+_PLACES = Reveals("for each of the receiver's IDs, whether the sender has it and where in its shuffled order", _points)
+
 #: The message table by mode: the same messages, of which the doubled points tell the receiver different things.
 TABLES = {
-    "mutual": _table(Reveals("for each of the receiver's IDs, whether the sender has it", _points)),
-    "one-sided": _table(
-        Reveals("for each of the receiver's IDs, whether the sender has it and where in its shuffled order", _points)
-    ),
+    "mutual": _table(_PLACES),
+    "one-sided": _table(_PLACES),
     "cardinality": _table(Reveals("how many IDs both sides have")),
 }
 TABLE = TABLES["mutual"]
@@ -122,6 +150,7 @@ class Alignment:
         mode: the contract's ``align.mode``.
         size: positions in the common order; in ``cardinality``, how many IDs are shared.
         shared: how many IDs are shared; None where this side may not know (the passive side in ``one-sided``).
+        by_key: how many rows each key of the contract matched that no key before it did; empty on the passive side.
         rows: int64 of shape (size,), this side's row at each position of the common order; -1 where it has none
             (the active side in ``one-sided``). Shape (0,) in ``cardinality``.
     """
@@ -131,15 +160,25 @@ class Alignment:
     size: int
     shared: int | None
     rows: Rows
+    by_key: tuple[int, ...] = ()
 
 
-def align_active(channel: Channel, ids: Ids, contract: Contract, on_file: Alignment | None = None) -> Alignment:
+@dataclass(frozen=True)
+class _Key:
+    """One key column: large_binary IDs (m,), distinct, and int64 (m,), the rows that have them."""
+
+    ids: pa.Array
+    rows: Rows
+
+
+def align_active(channel: Channel, ids: Any, contract: Contract, on_file: Alignment | None = None) -> Alignment:
     """The side with the labels; see the top of this file.
 
     Args:
         channel: a channel that has been greeted over.
-        ids: this side's IDs, normalised, without nulls or duplicates; row i has ``ids[i]``.
-        contract: gives the mode and the number of rows allowed.
+        ids: this side's normalised IDs, without duplicates: row i has ``ids[i]``, of type Ids. If the contract has
+            several keys, a sequence of Arrow arrays, one for each, null where a row has not that key.
+        contract: gives the keys, the mode and the number of rows allowed.
         on_file: an earlier result for these very rows, reused if the peer has its counterpart.
 
     Returns:
@@ -147,53 +186,47 @@ def align_active(channel: Channel, ids: Ids, contract: Contract, on_file: Alignm
 
     Raises:
         EmptyTable, NullIds, DuplicateIds, OverBudget: this side's IDs cannot be aligned.
+        AmbiguousIds: by two keys, a row of one side belongs to two of the other.
         NoOverlap: nothing is shared (not in ``cardinality``, where that is an answer).
         PeerMisbehaved: BeyondContract, WrongLength, InvalidPoint or Malformed.
     """
     mode = contract.align.mode
     with channel.phase("align"):
-        own = _own_ids(ids, contract)
+        keys, own_rows = _own_keys(ids, contract)
         channel.open(TABLES[mode], "active")
-        peer_rows, reused = _open(channel, len(own), contract, on_file)
+        peer_rows, reused = _open(channel, own_rows, contract, "active", on_file)
         if reused is not None:
             return reused
-        report = _Progress(channel, len(own) + (peer_rows if mode == "mutual" else len(own)))
-
-        key, order = ristretto.random_scalar(), _shuffled(len(own))
-        blinded = _blind([own[i] for i in order], contract, key, report)
-        channel.send(pb.AlignBlinded(points=blinded))
-        theirs = _receive(channel, pb.AlignBlinded, peer_rows, known=blinded)
-
+        lengths = _length(own_rows, contract, "active"), peer_rows
+        by_ot = _method(contract, lengths) == "ot"
+        done = _Progress(channel, len(keys) * (sum(lengths) if by_ot else 2 * lengths[0])).add
+        found = [
+            (align_ot.find if by_ot else align_ecdh.find)(channel, key.ids, lengths, _tag(channel, contract, k), done)
+            for k, key in enumerate(keys)
+        ]
+        run_id = _identify(channel, contract, [one.said for one in found])
+        if mode == "cardinality":
+            shared = len(found[0].positions)
+            channel.send(pb.AlignCount(shared=shared))
+            return Alignment(run_id, mode, shared, shared, _NO_ROWS, (shared,))
+        rows, by_key = _combine(channel, [(keys[k].rows[f.mine], f.positions) for k, f in enumerate(found)], peer_rows)
+        positions = np.flatnonzero(rows >= 0)
         if mode == "mutual":
-            theirs_doubled = _raise(theirs, key, report)
-            channel.send(pb.AlignDoubled(points=theirs_doubled))
-            own_doubled = _receive(channel, pb.AlignDoubled, len(own), known=blinded)
-            run_id = _identify(channel, contract, blinded, theirs, theirs_doubled, own_doubled)
-            return _mutual(channel, run_id, order, own_doubled, theirs_doubled)
-
-        doubled = _receive(channel, pb.AlignDoubled, len(own), known=blinded)
-        unblinded = _raise(doubled, ristretto.invert(key), report)
-        run_id = _identify(channel, contract, blinded, theirs, doubled)
-        mine, positions = _matches(unblinded, theirs)
-
-        if mode == "one-sided":
-            if not len(mine):
-                raise _no_overlap(channel)
-            rows = np.full(peer_rows, -1, dtype=np.int64)
-            rows[positions] = order[mine]
-            return Alignment(run_id, mode, peer_rows, len(mine), rows)
-
-        channel.send(pb.AlignCount(shared=len(mine)))
-        return Alignment(run_id, mode, len(mine), len(mine), _NO_ROWS)
+            channel.send(pb.AlignFound(bits=np.packbits(rows >= 0, bitorder="little").tobytes()))
+        if not len(positions):
+            raise _no_overlap(channel)
+        if mode == "mutual":
+            rows = rows[positions]
+        return Alignment(run_id, mode, len(rows), len(positions), rows, by_key)
 
 
-def align_passive(channel: Channel, ids: Ids, contract: Contract, on_file: Alignment | None = None) -> Alignment:
+def align_passive(channel: Channel, ids: Any, contract: Contract, on_file: Alignment | None = None) -> Alignment:
     """The side without labels; see the top of this file.
 
     Args:
         channel: a channel that has been greeted over.
-        ids: this side's IDs, normalised, without nulls or duplicates; row i has ``ids[i]``.
-        contract: gives the mode and the number of rows allowed.
+        ids: as for :func:`align_active`.
+        contract: gives the keys, the mode and the number of rows allowed.
         on_file: an earlier result for these very rows, reused if the peer has its counterpart.
 
     Returns:
@@ -206,68 +239,146 @@ def align_passive(channel: Channel, ids: Ids, contract: Contract, on_file: Align
     """
     mode = contract.align.mode
     with channel.phase("align"):
-        own = _own_ids(ids, contract)
+        keys, own_rows = _own_keys(ids, contract)
         channel.open(TABLES[mode], "passive")
-        peer_rows, reused = _open(channel, len(own), contract, on_file)
+        peer_rows, reused = _open(channel, own_rows, contract, "passive", on_file)
         if reused is not None:
             return reused
-        report = _Progress(channel, len(own) + peer_rows)
-
-        key, order = ristretto.random_scalar(), _shuffled(len(own))
-        blinded = _blind([own[i] for i in order], contract, key, report)
-        theirs = _receive(channel, pb.AlignBlinded, peer_rows, known=blinded)
-        channel.send(pb.AlignBlinded(points=blinded))
-        theirs_doubled = _raise(theirs, key, report)
-
-        if mode == "mutual":
-            own_doubled = _receive(channel, pb.AlignDoubled, len(own), known=blinded)
-            channel.send(pb.AlignDoubled(points=theirs_doubled))
-            run_id = _identify(channel, contract, theirs, blinded, own_doubled, theirs_doubled)
-            return _mutual(channel, run_id, order, own_doubled, theirs_doubled)
-
-        if mode == "cardinality":  # its own order, or the active side would know which ones matched
-            theirs_doubled = _as_array(theirs_doubled)[_shuffled(peer_rows)].tobytes()
-        channel.send(pb.AlignDoubled(points=theirs_doubled))
-        run_id = _identify(channel, contract, theirs, blinded, theirs_doubled)
-
+        lengths = peer_rows, _length(own_rows, contract, "passive")
+        by_ot = _method(contract, lengths) == "ot"
+        done = _Progress(channel, len(keys) * sum(lengths)).add
+        order = Draws().permutation(lengths[1])
+        said = []
+        for k, key in enumerate(keys):
+            tag = _tag(channel, contract, k)
+            if by_ot:
+                said.append(align_ot.offer(channel, key.ids, key.rows, lengths, order, tag, done))
+            else:
+                shuffled = mode == "cardinality"
+                said.append(align_ecdh.offer(channel, key.ids, key.rows, lengths, order, shuffled, tag, done))
+        run_id = _identify(channel, contract, said)
         if mode == "one-sided":
-            return Alignment(run_id, mode, len(own), None, order)
-
+            return Alignment(run_id, mode, lengths[1], None, order)
+        if mode == "mutual":
+            rows = order[_hear(channel, own_rows, lengths, order)]
+            if not len(rows):
+                raise _no_overlap(channel)
+            return Alignment(run_id, mode, len(rows), len(rows), rows)
         shared = channel.receive(pb.AlignCount).shared
-        if shared > min(len(own), peer_rows):
-            raise channel.misbehaved(Malformed, f"counted {shared} shared IDs of {min(len(own), peer_rows)} at most")
+        if shared > min(lengths):
+            raise channel.misbehaved(Malformed, f"counted {shared} shared IDs of {min(lengths)} at most")
         return Alignment(run_id, mode, shared, shared, _NO_ROWS)
 
 
-# --- steps that both roles share -------------------------------------------------------------------
+# --- several keys ------------------------------------------------------------------------------------
 
 _NO_ROWS: Rows = np.empty(0, dtype=np.int64)
 
 
-def _own_ids(ids: Ids, contract: Contract) -> Sequence[bytes]:
-    """This side's IDs as bytes, checked before anything is sent."""
-    if isinstance(ids, pa.Array | pa.ChunkedArray):
-        if ids.null_count:
-            raise NullIds(f"{ids.null_count} of the {len(ids)} rows to be aligned have no ID")
-        ids = ids.cast(pa.binary()).to_pylist()
-    if not len(ids):
+def _combine(channel: Channel, found: list[tuple[Rows, Rows]], places: int) -> tuple[Rows, tuple[int, ...]]:
+    """This side's row at each of the passive side's places.
+
+    Args:
+        channel: for the peer's name.
+        found: for each key int64 (m,), own rows, and int64 (m,), the places of the same IDs.
+        places: how many there are.
+
+    Returns:
+        int64 (places,), -1 for none; how many each key added.
+
+    Raises:
+        AmbiguousIds: two keys lead from one place to two rows, or from one row to two places.
+    """
+    rows, counts = np.full(places, -1, np.int64), []
+    for mine, positions in found:
+        new = rows[positions] < 0
+        clash = ~new & (rows[positions] != mine)
+        rows[positions[new]] = mine[new]
+        matched = rows[rows >= 0]
+        twice = len(matched) - int(np.count_nonzero(np.bincount(matched, minlength=1)))
+        if clash.any() or twice:
+            raise AmbiguousIds(
+                f"{int(clash.sum()) + twice} row(s) belong by one key to one row of {channel.peer!r} and by another to "
+                f"another, for instance this side's row {_example(mine, clash, matched) + 1}"
+            )
+        counts.append(int(new.sum()))
+    return rows, tuple(counts)
+
+
+def _example(mine: Rows, clash: npt.NDArray[np.bool_], matched: Rows) -> int:
+    if clash.any():
+        return int(mine[np.argmax(clash)])
+    return int(np.argmax(np.bincount(matched) > 1))
+
+
+# --- steps that both roles share -------------------------------------------------------------------
+
+
+def _own_keys(ids: Any, contract: Contract) -> tuple[list[_Key], int]:
+    """This side's keys and number of rows, checked before anything is sent."""
+    columns = list(ids) if contract.align.also else [ids]
+    if len(columns) != len(contract.align.keys) or len({len(column) for column in columns}) > 1:
+        raise ValueError("the contract's keys need a column each, all of the same length")
+    rows, align = len(columns[0]), contract.align
+    if not rows:
         raise EmptyTable("there are no rows to align")
-    if len(ids) > contract.budget.rows:
-        raise OverBudget(f"there are {len(ids)} rows to align; the contract's budget.rows is {contract.budget.rows}")
-    repeats = len(ids) - len(set(ids))
+    most, setting = (align.pad_rows, "align.pad_rows") if align.pad_rows else (contract.budget.rows, "budget.rows")
+    if rows > most:
+        raise OverBudget(f"there are {rows} rows to align; the contract's {setting} is {most}")
+    return [_own_key(column, several=bool(align.also)) for column in columns], rows
+
+
+def _own_key(ids: Ids, several: bool) -> _Key:
+    if not isinstance(ids, pa.Array | pa.ChunkedArray):
+        ids = pa.array(ids, pa.large_binary())
+    ids = ids.combine_chunks() if isinstance(ids, pa.ChunkedArray) else ids
+    ids = ids.cast(pa.large_string() if pa.types.is_string(ids.type) else ids.type).cast(pa.large_binary())
+    count, rows = len(ids), np.arange(len(ids))
+    if ids.null_count and not several:
+        raise NullIds(f"{ids.null_count} of the {count} rows to be aligned have no ID")
+    if ids.null_count:
+        rows = np.flatnonzero(ids.is_valid().to_numpy(zero_copy_only=False))
+        ids = ids.drop_null()
+    repeats = _repeats(ids)
     if repeats:
-        raise DuplicateIds(f"{repeats} of the {len(ids)} rows to be aligned repeat the ID of another row")
-    return ids
+        raise DuplicateIds(f"{repeats} of the {count} rows to be aligned repeat the ID of another row")
+    return _Key(ids, rows)
+
+
+def _repeats(ids: pa.Array) -> int:
+    """How many IDs occurred before; exact, but decided by 64-bit digests where nothing repeats, which is faster."""
+    words = np.sort(np.ascontiguousarray(oprf.digests(ids, bytes(16))[:, :2]).view(np.uint64).ravel())
+    if not (words[1:] == words[:-1]).any():
+        return 0
+    return len(ids) - int(pc.count_distinct(ids).as_py())
+
+
+def _length(own_rows: int, contract: Contract, role: str) -> int:
+    """Length of the list that this side brings, padding included."""
+    padded = contract.align.pad_rows and not (role == "passive" and contract.align.mode == "one-sided")
+    return contract.align.pad_rows if padded else own_rows
+
+
+def _method(contract: Contract, lengths: tuple[int, int]) -> str:
+    """The protocol to run, which both sides conclude from the contract and the lengths."""
+    if contract.align.method != "auto":
+        return contract.align.method
+    return "ecdh" if contract.align.mode == "cardinality" or sum(lengths) < FEW else "ot"
+
+
+def _tag(channel: Channel, contract: Contract, key: int) -> bytes:
+    """Salt for digests of IDs: those of two sessions, contracts or keys have nothing in common."""
+    return hashlib.sha256(b"fedlearn/1 align ids" + bytes([key]) + contract.hash() + channel.session).digest()[:16]
 
 
 def _open(
-    channel: Channel, own_rows: int, contract: Contract, on_file: Alignment | None
+    channel: Channel, own_rows: int, contract: Contract, role: str, on_file: Alignment | None
 ) -> tuple[int, Alignment | None]:
-    """Exchange AlignOpen. Returns the peer's number of rows, and the alignment on file if both have it."""
+    """Exchange AlignOpen. Returns the length of the peer's list, and the alignment on file if both have it."""
     if on_file is not None and not _fits(on_file, own_rows, contract):
         on_file = None
     own_id = on_file.id if on_file is not None else b""
-    channel.send(pb.AlignOpen(alignment_id=own_id, rows=own_rows))
+    channel.send(pb.AlignOpen(alignment_id=own_id, rows=_length(own_rows, contract, role)))
     theirs = channel.receive(pb.AlignOpen)
     if theirs.rows > contract.budget.rows:
         raise channel.misbehaved(
@@ -275,9 +386,17 @@ def _open(
         )
     if theirs.rows < 1:
         raise channel.misbehaved(Malformed, "brings no rows")
+    if contract.align.pad_rows and _length(theirs.rows, contract, _other(role)) != theirs.rows:
+        raise channel.misbehaved(
+            BeyondContract, f"brings {theirs.rows} rows where the contract pads lists to {contract.align.pad_rows}"
+        )
     if len(theirs.alignment_id) not in (0, _ID_BYTES):
         raise channel.misbehaved(Malformed, f"sent an alignment id of {len(theirs.alignment_id)} bytes")
     return theirs.rows, on_file if own_id and own_id == theirs.alignment_id else None
+
+
+def _other(role: str) -> str:
+    return "passive" if role == "active" else "active"
 
 
 def _fits(on_file: Alignment, own_rows: int, contract: Contract) -> bool:
@@ -289,82 +408,33 @@ def _fits(on_file: Alignment, own_rows: int, contract: Contract) -> bool:
     )
 
 
-def _blind(ids: Sequence[bytes], contract: Contract, key: bytes, report: _Progress) -> bytes:
-    """H(id)^key of each ID, in order."""
-    dst = _DST + contract.hash()
-    pieces = []
-    for start in range(0, len(ids), _BATCH):
-        batch = ids[start : start + _BATCH]
-        pieces.append(ristretto.raise_points(ristretto.hash_to_group(batch, dst), key))
-        report.add(len(batch))
-    return b"".join(pieces)
-
-
-def _raise(points: bytes, key: bytes, report: _Progress) -> bytes:
-    """Each point to the power ``key``, in order."""
-    step = _BATCH * ristretto.POINT_BYTES
-    pieces = []
-    for start in range(0, len(points), step):
-        pieces.append(ristretto.raise_points(points[start : start + step], key))
-        report.add(len(pieces[-1]) // ristretto.POINT_BYTES)
-    return b"".join(pieces)
-
-
-def _receive(channel: Channel, kind: type[pb.AlignBlinded] | type[pb.AlignDoubled], due: int, *, known: bytes) -> bytes:
-    """Receive a list of points and check it.
+def _hear(channel: Channel, own: int, lengths: tuple[int, int], order: Rows) -> Rows:
+    """AlignFound, at the passive side.
 
     Args:
         channel: where from.
-        kind: the message due.
-        due: how many points must be in it.
-        known: points that this side sent; an honest peer's fresh key never leads back to one of them.
+        own: how many rows it has; from there on ``order`` holds padding.
+        lengths: of both lists.
+        order: int64, which row stands in each place.
+
+    Returns:
+        int64 (m,), ascending: the places of shared rows.
     """
-    points = channel.receive(kind).points
-    if len(points) != due * ristretto.POINT_BYTES:
-        raise channel.misbehaved(
-            WrongLength, f"sent {len(points)} bytes where {due} points of {ristretto.POINT_BYTES} were due"
-        )
-    invalid = ristretto.check_points(points)
-    if invalid is not None:
-        raise channel.misbehaved(InvalidPoint, f"sent point {invalid} of {due}, which is invalid or the identity")
-    distinct = np.unique(_as_array(points))
-    if len(distinct) < due:
-        raise channel.misbehaved(Malformed, f"sent {due - len(distinct)} points more than once")
-    if len(np.intersect1d(distinct, _as_array(known), assume_unique=True)):
-        raise channel.misbehaved(Malformed, "sent back points that it had received")
-    return points
+    bits = channel.receive(pb.AlignFound).bits
+    if len(bits) != -(-len(order) // 8):
+        raise channel.misbehaved(WrongLength, f"sent {len(bits)} bytes where bits of {len(order)} rows were due")
+    found = np.unpackbits(np.frombuffer(bits, np.uint8), bitorder="little")
+    places = np.flatnonzero(found)
+    if found[len(order) :].any() or len(places) > lengths[0] or (order[places] >= own).any():
+        raise channel.misbehaved(Malformed, "named rows as shared that cannot be")
+    return places
 
 
-def _mutual(channel: Channel, run_id: bytes, order: Rows, own_doubled: bytes, theirs_doubled: bytes) -> Alignment:
-    """The common order is that of the doubled points, which both sides have and neither can foresee."""
-    mine, _ = _matches(own_doubled, theirs_doubled)
-    if not len(mine):
-        raise _no_overlap(channel)
-    return Alignment(run_id, "mutual", len(mine), len(mine), order[mine])
-
-
-def _matches(own: bytes, theirs: bytes) -> tuple[Rows, Rows]:
-    """Indices into both lists of the points that are in both, in the order of the points as bytes."""
-    _, mine, positions = np.intersect1d(_as_array(own), _as_array(theirs), assume_unique=True, return_indices=True)
-    return mine, positions
-
-
-def _as_array(points: bytes) -> npt.NDArray[np.void]:
-    """One opaque 32-byte value per point: compared byte by byte, unlike NumPy's strings, which drop final zeros."""
-    return np.frombuffer(points, dtype=f"V{ristretto.POINT_BYTES}")
-
-
-def _shuffled(count: int) -> Rows:
-    """A secret random permutation of range(count)."""
-    return Draws().permutation(count)
-
-
-def _identify(channel: Channel, contract: Contract, *lists: bytes) -> bytes:
-    """The alignment's id: both sides saw the same lists, in the order of the table, and so derive the same."""
-    whole = hashlib.sha256(b"fedlearn/v1/align")
-    for part in (channel.session, contract.hash(), *lists):
-        whole.update(hashlib.sha256(part).digest())
-    return whole.digest()[:_ID_BYTES]
+def _identify(channel: Channel, contract: Contract, said: list[bytes]) -> bytes:
+    """The alignment's id: both sides saw the same messages and so derive the same."""
+    return hashlib.sha256(b"".join([b"fedlearn/v1/align", contract.hash(), *said, channel.session])).digest()[
+        :_ID_BYTES
+    ]
 
 
 def _no_overlap(channel: Channel) -> NoOverlap:
@@ -372,13 +442,13 @@ def _no_overlap(channel: Channel) -> NoOverlap:
 
 
 class _Progress:
-    """Counts points worked on, and reports them."""
+    """Counts IDs worked on, and reports them."""
 
     def __init__(self, channel: Channel, total: int) -> None:
         self._channel = channel
         self._total = total
         self._done = 0
 
-    def add(self, points: int) -> None:
-        self._done += points
+    def add(self, ids: int) -> None:
+        self._done += ids
         self._channel.progress(self._done, self._total, "ids")

@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17\x66\x65\x64learn/v1/align.proto\x12\x0b\x66\x65\x64learn.v1\"/\n\tAlignOpen\x12\x14\n\x0c\x61lignment_id\x18\x01 \x01(\x0c\x12\x0c\n\x04rows\x18\x02 \x01(\x04\"\x1e\n\x0c\x41lignBlinded\x12\x0e\n\x06points\x18\x01 \x01(\x0c\"\x1e\n\x0c\x41lignDoubled\x12\x0e\n\x06points\x18\x01 \x01(\x0c\"\x1c\n\nAlignCount\x12\x0e\n\x06shared\x18\x01 \x01(\x04\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17\x66\x65\x64learn/v1/align.proto\x12\x0b\x66\x65\x64learn.v1\"/\n\tAlignOpen\x12\x14\n\x0c\x61lignment_id\x18\x01 \x01(\x0c\x12\x0c\n\x04rows\x18\x02 \x01(\x04\"\x1e\n\x0c\x41lignBlinded\x12\x0e\n\x06points\x18\x01 \x01(\x0c\"\x1e\n\x0c\x41lignDoubled\x12\x0e\n\x06points\x18\x01 \x01(\x0c\"\x1c\n\nAlignCount\x12\x0e\n\x06shared\x18\x01 \x01(\x04\"\x1c\n\nAlignBases\x12\x0e\n\x06points\x18\x01 \x01(\x0c\"\x1d\n\x0b\x41lignRaised\x12\x0e\n\x06points\x18\x01 \x01(\x0c\"\x1b\n\x0b\x41lignMasked\x12\x0c\n\x04rows\x18\x01 \x01(\x0c\"+\n\x0b\x41lignValues\x12\x0c\n\x04rows\x18\x01 \x01(\r\x12\x0e\n\x06values\x18\x02 \x01(\x0c\"\x1a\n\nAlignFound\x12\x0c\n\x04\x62its\x18\x01 \x01(\x0c\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -39,4 +39,14 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_ALIGNDOUBLED']._serialized_end=151
   _globals['_ALIGNCOUNT']._serialized_start=153
   _globals['_ALIGNCOUNT']._serialized_end=181
+  _globals['_ALIGNBASES']._serialized_start=183
+  _globals['_ALIGNBASES']._serialized_end=211
+  _globals['_ALIGNRAISED']._serialized_start=213
+  _globals['_ALIGNRAISED']._serialized_end=242
+  _globals['_ALIGNMASKED']._serialized_start=244
+  _globals['_ALIGNMASKED']._serialized_end=271
+  _globals['_ALIGNVALUES']._serialized_start=273
+  _globals['_ALIGNVALUES']._serialized_end=316
+  _globals['_ALIGNFOUND']._serialized_start=318
+  _globals['_ALIGNFOUND']._serialized_end=344
 # @@protoc_insertion_point(module_scope)

@@ -29,3 +29,35 @@ class AlignCount(_message.Message):
     SHARED_FIELD_NUMBER: _ClassVar[int]
     shared: int
     def __init__(self, shared: _Optional[int] = ...) -> None: ...
+
+class AlignBases(_message.Message):
+    __slots__ = ("points",)
+    POINTS_FIELD_NUMBER: _ClassVar[int]
+    points: bytes
+    def __init__(self, points: _Optional[bytes] = ...) -> None: ...
+
+class AlignRaised(_message.Message):
+    __slots__ = ("points",)
+    POINTS_FIELD_NUMBER: _ClassVar[int]
+    points: bytes
+    def __init__(self, points: _Optional[bytes] = ...) -> None: ...
+
+class AlignMasked(_message.Message):
+    __slots__ = ("rows",)
+    ROWS_FIELD_NUMBER: _ClassVar[int]
+    rows: bytes
+    def __init__(self, rows: _Optional[bytes] = ...) -> None: ...
+
+class AlignValues(_message.Message):
+    __slots__ = ("rows", "values")
+    ROWS_FIELD_NUMBER: _ClassVar[int]
+    VALUES_FIELD_NUMBER: _ClassVar[int]
+    rows: int
+    values: bytes
+    def __init__(self, rows: _Optional[int] = ..., values: _Optional[bytes] = ...) -> None: ...
+
+class AlignFound(_message.Message):
+    __slots__ = ("bits",)
+    BITS_FIELD_NUMBER: _ClassVar[int]
+    bits: bytes
+    def __init__(self, bits: _Optional[bytes] = ...) -> None: ...
