@@ -51,7 +51,6 @@ def load(data: Data, contract: Contract, role: str, train: bool) -> Loaded:
     label = contract.label if role == "active" and train else None
     features = dict(side.features) | ({column: "number"} if column else {})
     said = []
-    key, also = contract.align.key, contract.align.also
     try:
         table = load_table(
             data, contract.align.key, features, label, contract.budget.rows, contract.target, contract.align.also
