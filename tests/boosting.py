@@ -179,10 +179,10 @@ class spoiling:  # noqa: N801  (used like a function)
     def __getattr__(self, name: str) -> Any:
         return getattr(self._channel, name)
 
-    def send(self, message: Any) -> None:
+    def send(self, message: Any, bulk: Any = b"") -> None:
         if isinstance(message, self._kind):
             self._spoil(message)
-        self._channel.send(message)
+        self._channel.send(message, bulk)
 
 
 @dataclass(frozen=True)

@@ -7,10 +7,11 @@ import time
 from collections.abc import Callable, Iterator
 
 import pytest
+from google.protobuf.message import DecodeError
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fedlearn.channel import BOTH, START, Channel, Limits, LinkClosed, Message, Reveals, Table, nothing, simulate
+from fedlearn.channel import BOTH, START, Channel, Limits, LinkClosed, Message, Reveals, Table, nothing, simulate, wire
 from fedlearn.channel.channel import encode_chunk
 from fedlearn.channel.faulty import Fault, FaultyLink, SlowLink, editing
 from fedlearn.channel.link import Pipe
@@ -31,6 +32,7 @@ from fedlearn.errors import (
 )
 from fedlearn.v1 import session_pb2 as pb
 from fedlearn.v1.align_pb2 import AlignBlinded, AlignCount, AlignDoubled
+from fedlearn.v1.matvec_pb2 import MatvecQuery
 
 TOY = Table(
     "toy",
@@ -304,7 +306,7 @@ FAULTS = {
     "another session": (Fault(1, "replace", edit=changed(lambda f: setattr(f, "session", b"x"))), Replayed, "session"),
     "corrupt": (Fault(1, "corrupt", where=0), Malformed, "not a frame|unknown"),
     "truncate": (Fault(1, "truncate", where=-1), Malformed, "not a frame"),
-    "nothing": (Fault(1, "truncate", where=0), Malformed, "no content"),
+    "nothing": (Fault(1, "truncate", where=0), Malformed, "content"),
     "oversized": (
         Fault("AlignBlinded", "replace", edit=changed(lambda f: setattr(f.chunk, "total", 1 << 40))),
         BeyondContract,
@@ -316,7 +318,11 @@ FAULTS = {
         "pieces",
     ),
     "ends early": (Fault(0, "replace", edit=changed(lambda f: setattr(f.chunk, "last", True))), Malformed, "pieces"),
-    "empty piece": (Fault(1, "replace", edit=changed(lambda f: setattr(f.chunk, "data", b""))), Malformed, "pieces"),
+    "empty piece": (
+        Fault(1, "replace", edit=changed(lambda f: setattr(f.chunk, "data", b""))),
+        Malformed,
+        "no content",
+    ),
     "begins again": (Fault(1, "replace", edit=changed(lambda f: setattr(f.chunk, "type", "A"))), Malformed, "began"),
     "unknown type": (
         Fault(0, "replace", edit=changed(lambda f: setattr(f.chunk, "type", "Evil"))),
@@ -522,3 +528,70 @@ def test_heartbeats_alone_are_not_an_answer(raw: Callable[..., tuple[MemoryLink,
     link.put(HEARTBEAT, timeout=1)
     with pytest.raises(PeerSilent, match="did not finish"):
         right.receive(AlignBlinded)
+
+
+# --- large fields, written and read without a copy ------------------------------------------------------
+
+
+@given(st.integers(0, 2**32 - 1), st.integers(0, 2**64 - 1), st.binary(max_size=300))
+def test_a_large_field_is_protobuf(count: int, first: int, words: bytes) -> None:
+    """Written by hand it reads as protobuf, written by protobuf it reads by hand; other fields stay."""
+    head = MatvecQuery(count=count, first=first)
+    whole = MatvecQuery(count=count, first=first, ciphertext=words)
+    field = MatvecQuery.CIPHERTEXT_FIELD_NUMBER
+    assert MatvecQuery.FromString(head.SerializeToString() + wire.prefix(field, len(words)) + words) == whole
+    for raw in (whole.SerializeToString(), wire.prefix(field, len(words)) + words + head.SerializeToString()):
+        rest, part = wire.split(memoryview(raw), field)
+        assert MatvecQuery.FromString(rest) == head
+        assert bytes(part) == words
+
+
+@given(st.binary(max_size=40))
+def test_any_bytes_split_or_are_refused(raw: bytes) -> None:
+    """What splits has lost nothing: protobuf reads the same, if it reads it at all."""
+    try:
+        rest, part = wire.split(memoryview(raw), 3)
+    except ValueError:
+        return
+    try:
+        whole = MatvecQuery.FromString(raw)
+    except DecodeError:
+        return
+    again = MatvecQuery.FromString(rest)
+    again.ciphertext = bytes(part)
+    assert (again.count, again.first, again.ciphertext) == (whole.count, whole.first, whole.ciphertext)
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [
+        b"\x1a\x05abcd",
+        b"\x1a\x01a\x1a\x01b",
+        b"\x08\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\x01",
+        b"\x1b",
+        b"\x08\1" * 65,
+    ],
+    ids=["too short", "twice", "endless number", "a group", "too many fields"],
+)
+def test_a_message_that_does_not_split(raw: bytes) -> None:
+    with pytest.raises(ValueError, match=r"field|number"):
+        wire.split(memoryview(raw), 3)
+
+
+def test_a_large_field_arrives_whole_and_alone(pair: Pair) -> None:
+    """In one frame or in several, from any buffer; the next message has none."""
+    table = Table(
+        "matvec", ("a", "b"), (Message(MatvecQuery, BOTH, (START, "MatvecQuery"), nothing(""), "ciphertext"),)
+    )
+    left, right = pair()
+    left.open(table, "a")
+    right.open(table, "b")
+    for size in (0, 1, 127, 128, FRAME - 30, FRAME, 3 * FRAME + 1):
+        words = bytes(i % 251 for i in range(size))
+        left.send(MatvecQuery(count=7, first=size), memoryview(words))
+        assert right.receive(MatvecQuery) == MatvecQuery(count=7, first=size)
+        assert bytes(right.bulk) == words
+    left.send(MatvecQuery(count=1))
+    right.receive(MatvecQuery)
+    assert not len(right.bulk)
+    assert left.ledger.digest() == right.ledger.digest()

@@ -324,7 +324,7 @@ def test_what_the_ends_refuse() -> None:
             receiver.extend(bad, options)
     masked, pads = receiver.extend(choices, 3)
     bits = np.zeros((3, 1), np.uint8)
-    for other in (masked[:-1], masked + b"\0", b""):
+    for other in (masked[:-1], bytes(masked) + b"\0", b""):
         with pytest.raises(ValueError, match="do not fit 2 rows of 3 options"):
             sender.answer(other, bits, 2, 3)
     for other_bits in (np.zeros((5, 1), np.uint8), np.zeros((3, 2), np.uint8)):

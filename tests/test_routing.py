@@ -261,7 +261,7 @@ def test_goss_shows_in_no_message_but_counts():
         contract, queries = case.contract(**more), []
 
         def active(channel: Any, contract: Any = contract, queries: Any = queries) -> Any:
-            note = lambda m: queries.append((m.count, len(m.ciphertext)))  # noqa: E731
+            note = lambda m: queries.append((m.count, m.first))  # noqa: E731
             return boost.train_active(spoiling(channel, matvec_pb2.MatvecQuery, note), contract, case.active)
 
         meet(active, case.passive, contract)

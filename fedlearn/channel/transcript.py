@@ -44,17 +44,26 @@ def nothing(why: str) -> Reveals:
 
 @dataclass(frozen=True)
 class Message:
-    """One row of a table: a message type, the role that sends it, what it may follow, what it reveals."""
+    """One row of a table: a message type, the role that sends it, what it may follow, what it reveals.
+
+    ``bulk`` names a ``bytes`` field that is too large to be copied: it is sent from a buffer and received as a view.
+    """
 
     type: type[ProtobufMessage]
     sender: str
     follows: tuple[str, ...]
     reveals: Reveals
+    bulk: str = ""
 
     @property
     def name(self) -> str:
         """The message's name, for instance ``MatvecQuery``."""
         return str(self.type.DESCRIPTOR.name)
+
+    @property
+    def bulk_field(self) -> int:
+        """Number of the large field; 0 without one."""
+        return int(self.type.DESCRIPTOR.fields_by_name[self.bulk].number) if self.bulk else 0
 
 
 @dataclass(frozen=True)
@@ -70,6 +79,10 @@ class Table:
         for message in self.messages:
             if message.sender not in (*self.roles, BOTH) or not names.issuperset(message.follows):
                 raise ValueError(f"table {self.protocol}: entry {message.name} names an unknown role or message")
+
+    def entry(self, kind: type[ProtobufMessage]) -> Message:
+        """The row of a message type. Raises KeyError where it has none."""
+        return {message.type: message for message in self.messages}[kind]
 
 
 @dataclass

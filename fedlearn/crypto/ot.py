@@ -240,7 +240,7 @@ class Receiver:
         self._streams = [(Draws(zero), Draws(one)) for zero, one in seeds]
         self._batches = 0
 
-    def extend(self, choices: U8, options: int) -> tuple[bytes, U8]:
+    def extend(self, choices: U8, options: int) -> tuple[memoryview, U8]:
         """Masked choices for the sender, and the pads of the chosen bits.
 
         Args:
@@ -274,7 +274,7 @@ class Receiver:
         pads = np.zeros((1, columns.shape[1]), np.uint8)
         kernel.add_pads(columns, np.zeros((1, kernel.WORDS), np.uint32), self._tag, self._batches, pads)
         self._batches += 1
-        return masked.tobytes(), pads[0, : masked.shape[1]]
+        return memoryview(masked.reshape(-1)), pads[0, : masked.shape[1]]  # type: ignore[arg-type]
 
 
 class Sender:
@@ -292,7 +292,7 @@ class Sender:
         self._streams = [Draws(seed) for seed in seeds]
         self._batches = 0
 
-    def answer(self, masked: bytes, bits: U8, rows: int, options: int) -> bytes:
+    def answer(self, masked: bytes | memoryview, bits: U8, rows: int, options: int) -> bytes:
         """The padded bits of a batch.
 
         Args:
@@ -338,7 +338,7 @@ class Sender:
         return np.packbits(hidden, axis=1, bitorder="little").view("<u4").astype(np.uint32)
 
 
-def open_bits(answer: bytes, pads: U8, choices: U8, count: int) -> U8:
+def open_bits(answer: bytes | memoryview, pads: U8, choices: U8, count: int) -> U8:
     """The chosen bits, at the receiver.
 
     Args:

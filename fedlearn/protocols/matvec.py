@@ -51,6 +51,7 @@ TABLE = Table(
             "holder",
             ("MatvecShape", "MatvecHint"),
             nothing("hint rows are RLWE samples under the holder's secret masks"),
+            bulk="words",
         ),
         Message(pb.MatvecKey, "querier", ("MatvecShape",), nothing("a public key")),
         Message(
@@ -58,6 +59,7 @@ TABLE = Table(
             "querier",
             ("MatvecHint", "MatvecKey", "MatvecQuery", "MatvecAnswer"),
             Reveals("how many sums are asked for at once; the vectors are encrypted", lambda m: 0 if m.first else 1),
+            bulk="ciphertext",
         ),
         Message(
             pb.MatvecAnswer,
@@ -197,7 +199,7 @@ class Holder(Protocol):
     """The holder's end, ready to answer."""
 
     def answer(self, query: pb.MatvecQuery) -> bool:
-        """Take one query message; answer once the query is complete, which is what is returned.
+        """Take the query message just received; answer once the query is complete, which is what is returned.
 
         Raises:
             WrongLength, BeyondContract, Malformed: the query is not what both sides agreed.
@@ -228,7 +230,8 @@ def open_holder(channel: Channel, matrix: Matrix, terms: Terms) -> Holder:
     step = max(1, _HINT_BYTES // (8 * N))
     for first in range(0, shape.rows, step):
         rows = hint[first : first + step]
-        channel.send(pb.MatvecHint(first=first, count=len(rows), words=rows.astype("<u8").tobytes()))
+        words = memoryview(rows.astype("<u8", copy=False).reshape(-1).view(np.uint8))  # type: ignore[arg-type]
+        channel.send(pb.MatvecHint(first=first, count=len(rows)), words)
         channel.progress(min(first + step, shape.rows), shape.rows, "hint rows")
     return _LweHolder(channel, matrix, mask, plan, terms.noise)
 
@@ -260,11 +263,11 @@ def open_querier(channel: Channel, shape: Shape, terms: Terms) -> Querier:
         message = channel.receive(pb.MatvecHint)
         if message.first != filled or not 0 < message.count <= shape.rows - filled:
             raise channel.misbehaved(WrongLength, f"sent hint rows from {message.first} where {filled} was due")
-        if len(message.words) != 8 * N * message.count:
+        if len(channel.bulk) != 8 * N * message.count:
             raise channel.misbehaved(
-                WrongLength, f"sent {len(message.words)} bytes for {message.count} hint rows of {8 * N} bytes"
+                WrongLength, f"sent {len(channel.bulk)} bytes for {message.count} hint rows of {8 * N} bytes"
             )
-        hint[filled : filled + message.count] = np.frombuffer(message.words, "<u8").reshape(-1, N)
+        hint[filled : filled + message.count] = np.frombuffer(channel.bulk, "<u8").reshape(-1, N)
         filled += message.count
         channel.progress(filled, shape.rows, "hint rows")
     return _LweQuerier(channel, public, hint, plan, terms.noise)
@@ -302,12 +305,13 @@ class _LweQuerier:
         plan = self.plan
         parts = plan.pieces(count)
 
-        def encrypt(part: range) -> bytes:
+        def encrypt(part: range) -> memoryview:
             block = values[vectors, lwe.samples_of(part, plan)]
-            return lwe.encrypt_piece(block, transforms, self.public, plan, part).tobytes()
+            piece = lwe.encrypt_piece(block, transforms, self.public, plan, part)
+            return memoryview(piece.reshape(-1))  # type: ignore[arg-type]
 
         for part, ciphertext in zip(parts, ahead(encrypt, parts), strict=True):
-            self.channel.send(pb.MatvecQuery(count=count, first=part.start, ciphertext=ciphertext))
+            self.channel.send(pb.MatvecQuery(count=count, first=part.start), ciphertext)
         return secrets
 
     def _decode(self, secrets: NDArray[np.int8]) -> NDArray[np.int64]:
@@ -354,11 +358,12 @@ class _LweHolder:
                 f"sent words from {query.first} of {query.count} vectors "
                 f"where {part.start} of {len(self.sums)} was due",
             )
-        if len(query.ciphertext) != query.count * size:
+        ciphertext = self.channel.bulk
+        if len(ciphertext) != query.count * size:
             raise self.channel.misbehaved(
-                WrongLength, f"sent {len(query.ciphertext)} bytes for {query.count} vectors of {size} bytes"
+                WrongLength, f"sent {len(ciphertext)} bytes for {query.count} vectors of {size} bytes"
             )
-        lwe.accumulate(self.matrix, self.mask, query.ciphertext, part, self.plan, self.sums)
+        lwe.accumulate(self.matrix, self.mask, ciphertext, part, self.plan, self.sums)
         if self.due:
             return False
         answer = lwe.answer(self.sums, self.plan)
@@ -386,7 +391,7 @@ class _PaillierQuerier:
         slot = _slot_bits(self.shape, self.terms)
         count, samples = len(values), self.shape.samples
         whole = values[0:count, 0:samples].astype(np.int64)
-        self.channel.send(pb.MatvecQuery(count=count, ciphertext=paillier.encrypt(whole, slot, self.private)))
+        self.channel.send(pb.MatvecQuery(count=count), paillier.encrypt(whole, slot, self.private))
         return lambda: self._decode(count, slot)
 
     def _decode(self, count: int, slot: int) -> NDArray[np.int64]:
@@ -416,18 +421,19 @@ class _PaillierHolder:
             raise self.channel.misbehaved(WrongLength, f"sent words from {query.first} where all were due")
         slot = _slot_bits(Shape.of(self.matrix), self.terms)
         due = paillier.query_bytes(query.count, self.matrix.samples, slot, self.public)
-        if len(query.ciphertext) != due:
+        ciphertext = bytes(self.channel.bulk)
+        if len(ciphertext) != due:
             raise self.channel.misbehaved(
-                WrongLength, f"sent {len(query.ciphertext)} bytes for {query.count} vectors of {due} bytes in all"
+                WrongLength, f"sent {len(ciphertext)} bytes for {query.count} vectors of {due} bytes in all"
             )
         try:
             if isinstance(self.matrix, Indicator):
                 answer = paillier.respond_indicator(
-                    self.matrix.bins, self.matrix.offsets, query.ciphertext, query.count, slot, self.public
+                    self.matrix.bins, self.matrix.offsets, ciphertext, query.count, slot, self.public
                 )
             else:
                 answer = paillier.respond_dense(
-                    self.matrix.entries.astype(np.int64), query.ciphertext, query.count, slot, self.public
+                    self.matrix.entries.astype(np.int64), ciphertext, query.count, slot, self.public
                 )
         except ValueError as error:
             raise self.channel.misbehaved(Malformed, f"sent a bad ciphertext ({error})") from None

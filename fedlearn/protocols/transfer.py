@@ -52,12 +52,14 @@ TABLE = Table(
             "receiver",
             ("TransferRaised", "TransferColumns", "TransferBits"),
             Reveals("how many rows choose, and among how many options; the choices are masked", lambda _: 2),
+            bulk="columns",
         ),
         Message(
             pb.TransferBits,
             "sender",
             ("TransferColumns", "TransferBits"),
             Reveals("for each row, at most the one bit that it chose", lambda m: m.rows),
+            bulk="bits",
         ),
     ),
 )
@@ -128,18 +130,18 @@ class Receiver:
 
     def _ask(self, choices: U8, options: int, blank: bool) -> U8:
         masked, pads = self._end.extend(choices, options + blank)
-        self.channel.send(pb.TransferColumns(rows=len(choices), options=options, blank=blank, columns=masked))
+        self.channel.send(pb.TransferColumns(rows=len(choices), options=options, blank=blank), masked)
         return pads
 
     def _open(self, choices: U8, pads: U8, options: int) -> U8:
         answer = self.channel.receive(pb.TransferBits)
-        due = options * len(pads)
-        if answer.rows != len(choices) or len(answer.bits) != due:
+        bits, due = self.channel.bulk, options * len(pads)
+        if answer.rows != len(choices) or len(bits) != due:
             raise self.channel.misbehaved(
                 WrongLength,
-                f"answered {answer.rows} rows in {len(answer.bits)} bytes where {len(choices)} in {due} were due",
+                f"answered {answer.rows} rows in {len(bits)} bytes where {len(choices)} in {due} were due",
             )
-        return ot.open_bits(answer.bits, pads, choices, options)
+        return ot.open_bits(bits, pads, choices, options)
 
 
 def open_receiver(channel: Channel, allowed: int) -> Receiver:
@@ -199,9 +201,9 @@ class Sender:
             masked = self._receive(count, len(bits), blank, length)
             part = bits[:, first // 8 : (first + count + 7) // 8]
             answer = self._end.answer(masked, part, count, len(bits) + blank)
-            self.channel.send(pb.TransferBits(rows=count, bits=answer))
+            self.channel.send(pb.TransferBits(rows=count), answer)
 
-    def _receive(self, rows: int, options: int, blank: bool, length: int) -> bytes:
+    def _receive(self, rows: int, options: int, blank: bool, length: int) -> memoryview:
         message = self.channel.receive(pb.TransferColumns)
         if (message.options, message.blank) != (options, blank):
             raise self.channel.misbehaved(
@@ -213,14 +215,14 @@ class Sender:
             raise self.channel.misbehaved(
                 BeyondContract, f"asked for row {self.served + message.rows} where {self.allowed} are allowed"
             )
-        due = length * -(-rows // 8)
-        if message.rows != rows or len(message.columns) != due:
+        columns, due = self.channel.bulk, length * -(-rows // 8)
+        if message.rows != rows or len(columns) != due:
             raise self.channel.misbehaved(
                 WrongLength,
-                f"chose for {message.rows} rows in {len(message.columns)} bytes where {rows} in {due} were due",
+                f"chose for {message.rows} rows in {len(columns)} bytes where {rows} in {due} were due",
             )
         self.served += rows
-        return message.columns
+        return columns
 
 
 def open_sender(channel: Channel, allowed: int) -> Sender:

@@ -33,14 +33,14 @@ class MatvecHint(_message.Message):
     def __init__(self, first: _Optional[int] = ..., count: _Optional[int] = ..., words: _Optional[bytes] = ...) -> None: ...
 
 class MatvecQuery(_message.Message):
-    __slots__ = ("count", "ciphertext", "first")
+    __slots__ = ("count", "first", "ciphertext")
     COUNT_FIELD_NUMBER: _ClassVar[int]
-    CIPHERTEXT_FIELD_NUMBER: _ClassVar[int]
     FIRST_FIELD_NUMBER: _ClassVar[int]
+    CIPHERTEXT_FIELD_NUMBER: _ClassVar[int]
     count: int
-    ciphertext: bytes
     first: int
-    def __init__(self, count: _Optional[int] = ..., ciphertext: _Optional[bytes] = ..., first: _Optional[int] = ...) -> None: ...
+    ciphertext: bytes
+    def __init__(self, count: _Optional[int] = ..., first: _Optional[int] = ..., ciphertext: _Optional[bytes] = ...) -> None: ...
 
 class MatvecAnswer(_message.Message):
     __slots__ = ("count", "rows", "ciphertext")
