@@ -74,41 +74,37 @@ def node_vectors(values: I32, node: I32, tree: I32, leaf: I32, first: int, start
         if at >= leaf.shape[0]:
             out[k, :] = 0
             continue
-        source, where, wanted = values[tree[at], kind], node[tree[at]], leaf[at]
+        # Slices that start at 0: an index that might be negative would keep the loop from being vectorised.
+        source, where = values[tree[at], kind, start : start + count], node[tree[at], start : start + count]
+        row, wanted = out[k], leaf[at]
         for i in range(count):
-            out[k, i] = source[start + i] if where[start + i] == wanted else 0
+            row[i] = source[i] if where[i] == wanted else 0
 
 
 @njit(**_FLAGS)
-def divide(rows: I64, node: I32, left: int, values: I32, out: I64, totals: I64) -> int:
+def divide(rows: I64, node: I32, left: int, values: I32, lefts: I64, rights: I64, totals: I64) -> int:
     """Rows of a split node by child.
 
     Args:
-        rows: int64, the node's training rows.
+        rows: int64 (c,), the node's training rows.
         node: int32 (m,), the child of each.
         left: the left child.
         values: int32 (V, m).
-        out: int64, receives the left child's rows, then the right child's, each in order.
+        lefts, rights: int64 (c,), receive each child's rows, in order.
         totals: int64 (V,), added to: the left child's sums.
 
     Returns:
         Number of rows on the left.
     """
-    count = 0
-    for i in rows:
-        if node[i] == left:
-            count += 1
-            for k in range(values.shape[0]):
-                totals[k] += values[k, i]
-    a, b = 0, count
-    for i in rows:
-        if node[i] == left:
-            out[a] = i
-            a += 1
-        else:
-            out[b] = i
-            b += 1
-    return count
+    a, b = np.int64(0), np.int64(0)
+    for i in rows:  # without branches: which side a row goes to cannot be predicted
+        is_left = np.int64(node[i] == left)
+        lefts[a], rights[b] = i, i
+        a += is_left
+        b += 1 - is_left
+        for k in range(values.shape[0]):
+            totals[k] += values[k, i] * is_left
+    return int(a)
 
 
 @njit(**_FLAGS)

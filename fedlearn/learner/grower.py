@@ -355,12 +355,10 @@ def _divide(tree: Tree, leaf: int, children: tuple[int, ...], depth: int) -> Non
     """Training rows and totals of both children."""
     rows, totals = tree.rows.pop(leaf), tree.totals.pop(leaf)
     if tree.depth[children[0]] < depth:
-        own = np.empty_like(rows)
-        left_totals = np.zeros_like(totals)
-        count = kernel.divide(rows, tree.node, children[0], tree.values, own, left_totals)
-        for child, part, total in zip(
-            children, (own[:count], own[count:]), (left_totals, totals - left_totals), strict=True
-        ):
+        lefts, rights, left_totals = np.empty_like(rows), np.empty_like(rows), np.zeros_like(totals)
+        count = kernel.divide(rows, tree.node, children[0], tree.values, lefts, rights, left_totals)
+        parts = lefts[:count].copy(), rights[: len(rows) - count].copy()
+        for child, part, total in zip(children, parts, (left_totals, totals - left_totals), strict=True):
             tree.rows[child], tree.totals[child] = part, total
 
 
