@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -74,6 +75,24 @@ def boost(
         print(json.dumps(result))
     else:
         show.out.print(show.facts_table("boosted trees", result))
+
+
+@app.command()
+def growth(
+    out: Annotated[Path | None, typer.Option(help="folder for growth.json, growth.md and growth.svg")] = None,
+    only: Annotated[str | None, typer.Option(help="one table only, for instance rows, depth or link")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="print JSON")] = False,
+) -> None:
+    """How the cost of a tree grows with rows, features, bins, depth, gradient bits and the link. Takes ten minutes.
+
+    Example: fedlearn bench growth --out docs/performance
+    """
+    from fedlearn.bench import growth as bench
+
+    runs = bench.measure(only, show.err.print)
+    if out is not None:
+        bench.write(runs, out)
+    print(json.dumps(runs) if as_json else bench.tables(runs))
 
 
 @app.command()
