@@ -191,6 +191,7 @@ class Plain:
 
     bins: np.ndarray
     features: Features
+    noise: float = 0.0
 
     def ask(self, requests: list[Request], nodes: int) -> Callable[[], np.ndarray]:
         if not requests:

@@ -40,12 +40,12 @@ def exact_product(a: Words, s: NDArray[np.int8]) -> Words:
 
 def product(a: Words, s: NDArray[np.int8]) -> Words:
     """a·s as an encryption of nothing without noise: 20 ones among 40 bits are the noise 0."""
-    public, secret, out = np.empty((1, 2, 2, H)), np.empty((1, 2, H)), np.empty((1, N), np.uint64)
+    public, secret, out = np.empty((1, 2, 2, H)), np.empty((1, 2, H)), np.empty((1, 8 * N), np.uint8)
     lattice.transform_public(a[None], public)
     lattice.transform_small(s[None], secret)
     low, high = np.full((1, N), 0xFFFFF, np.uint32), np.zeros((1, N), np.uint8)
-    lattice.encrypt(public, secret, low, high, np.empty((1, 0), np.int32), 0, -1, out)
-    return out[0]
+    lattice.encrypt(public, secret, low, high, np.empty((1, 0), np.int32), 0, -1, 8, out)
+    return out.view(np.uint64)[0]
 
 
 def correlation(a: Words, m: NDArray[np.int64]) -> Words:

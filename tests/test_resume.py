@@ -124,9 +124,9 @@ class dying:  # noqa: N801  (used like a function)
                 raise Broke
             self._left -= 1
 
-    def send(self, message: Any) -> None:
+    def send(self, message: Any, bulk: Any = b"") -> None:
         self._count(message)
-        self._channel.send(message)
+        self._channel.send(message, bulk)
 
     def receive(self, *kinds: Any) -> Any:
         message = self._channel.receive(*kinds)
