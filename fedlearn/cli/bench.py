@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -33,10 +33,7 @@ def matvec(
 
     size = bench.Size(rows, features, bins, vectors, gradient_bits, repeat, zeros)
     result = bench.measure(size, paillier_rows)
-    if as_json:
-        print(json.dumps(result))
-    else:
-        show.out.print(show.facts_table("encrypted matrix-vector product", result))
+    _show("encrypted matrix-vector product", result, as_json)
 
 
 @app.command()
@@ -71,10 +68,7 @@ def boost(
         active_file, passive_file, key, label, positive,
     )  # fmt: skip
     result = bench.measure(setting)
-    if as_json:
-        print(json.dumps(result))
-    else:
-        show.out.print(show.facts_table("boosted trees", result))
+    _show("boosted trees", result, as_json)
 
 
 @app.command()
@@ -162,10 +156,7 @@ def glm(
         key, label, positive,
     )  # fmt: skip
     result = bench.measure(setting)
-    if as_json:
-        print(json.dumps(result))
-    else:
-        show.out.print(show.facts_table("regression", result))
+    _show("regression", result, as_json)
 
 
 @app.command()
@@ -184,7 +175,11 @@ def align(
     from fedlearn.bench import align as bench
 
     result = bench.measure(method, mode, rows, rows if rows_b is None else rows_b, openmined_rows)
+    _show("private set intersection", result, as_json)
+
+
+def _show(title: str, result: dict[str, Any], as_json: bool) -> None:
     if as_json:
         print(json.dumps(result))
     else:
-        show.out.print(show.facts_table("private set intersection", result))
+        show.out.print(show.facts_table(title, result))
