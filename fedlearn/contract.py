@@ -57,11 +57,22 @@ class Key(_Strict):
         return self
 
 
+class Queries(_Strict):
+    """How many IDs the active side may ask of a prepared table (method ``cached``); the passive side counts."""
+
+    session: int = Field(100_000, ge=1, description="in one session")
+    day: int = Field(200_000, ge=1, description="on one day (UTC), in all sessions")
+    total: int = Field(1_000_000, ge=1, description="as long as the table's key lives")
+
+
 class Align(_Strict):
     """Private set intersection: what each side learns of the other's list."""
 
     mode: Literal["mutual", "one-sided", "cardinality"] = "mutual"
-    method: Literal["auto", "ecdh", "ot"] = Field("auto", description="auto: ecdh for short lists, ot for long ones")
+    method: Literal["auto", "ecdh", "ot", "cached"] = Field(
+        "auto", description="auto: ecdh for short lists, ot for long ones; cached: of a table prepared ahead"
+    )
+    queries: Queries = Queries()
     pad_rows: int = Field(0, ge=0, description="rows that lists are padded to, so that lengths do not show; 0: none")
     key: Key
     also: tuple[Key, ...] = Field((), max_length=7, description="further keys, for rows that those before do not match")
@@ -76,6 +87,11 @@ class Align(_Strict):
         if self.method == "ot" and self.mode == "cardinality":
             raise ValueError(
                 "mode cardinality needs method ecdh (or auto): by ot, the active side learns which IDs match"
+            )
+        if self.method == "cached" and (self.mode == "cardinality" or self.also or self.pad_rows):
+            raise ValueError(
+                "method cached takes one key and modes mutual and one-sided: the active side learns which IDs match, "
+                "one table has one order, and its length shows whatever pad_rows is"
             )
         return self
 
