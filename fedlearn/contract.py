@@ -15,7 +15,7 @@ from datetime import UTC, date, datetime
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator, model_validator
 
 from fedlearn.errors import BadConfig, ContractExpired, FileMissing, UnknownKey
 
@@ -365,11 +365,31 @@ class Contract(_Strict):
 
 
 class Data(_Strict):
-    """Where this party's table is. ``path`` is a CSV or Parquet file, or a DuckDB database with a ``query``."""
+    """Where this party's table is.
 
-    path: Path
-    query: str | None = Field(None, description="SELECT on the DuckDB database; its result is the table")
+    ``path`` is a CSV or Parquet file, or a DuckDB database with a ``query``. Or ``url`` is a PostgreSQL server, with a
+    ``query``; the password may stand in the URL, but better in libpq's own password file (``~/.pgpass``).
+    """
+
+    path: Path | None = None
+    url: SecretStr | None = Field(
+        None, description="libpq connection URL, for instance postgresql://user@host/database"
+    )
+    query: str | None = Field(None, description="SELECT on the database; its result is the table")
     missing: tuple[str, ...] = Field(("", "NA", "NaN", "null"), description="texts that mean a missing value")
+
+    @property
+    def source(self) -> str:
+        """What messages call it."""
+        return "the query on PostgreSQL" if self.path is None else str(self.path)
+
+    @model_validator(mode="after")
+    def _one_source(self) -> Data:
+        if (self.path is None) == (self.url is None):
+            raise ValueError("exactly one of path and url must be given")
+        if self.url is not None and self.query is None:
+            raise ValueError("a url needs a query")
+        return self
 
 
 class Network(_Strict):
@@ -464,7 +484,7 @@ def load_party(path: Path, overrides: dict[str, Any] | None = None) -> PartyFile
     return party.model_copy(
         update={
             "contract": placed(party.contract),
-            "data": party.data.model_copy(update={"path": placed(party.data.path)}),
+            "data": party.data.model_copy(update={"path": party.data.path and placed(party.data.path)}),
             "tls": party.tls.model_copy(update=tls),
             "output": party.output.model_copy(update={"folder": placed(party.output.folder)}),
         }

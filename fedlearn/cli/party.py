@@ -148,7 +148,9 @@ def _check_style(style: str) -> None:
 def _overrides(data: Path | None, listen: str | None, connect: str | None) -> dict[str, Any]:
     chosen: dict[str, Any] = {}
     if data is not None:
-        chosen["data.path"] = data
+        chosen["data.path"], chosen["data.url"] = data, None
+        if data.suffix not in (".duckdb", ".db"):
+            chosen["data.query"] = None
     if listen is not None:
         chosen["network.listen"], chosen["network.connect"] = listen, None
     if connect is not None:

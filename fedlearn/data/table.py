@@ -30,7 +30,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from fedlearn.contract import Data, Key, Kind, Label
-from fedlearn.data import identifiers
+from fedlearn.data import identifiers, postgres
 from fedlearn.errors import (
     BadConfig,
     BadIds,
@@ -139,11 +139,13 @@ def load_table(
 ) -> PartyTable:
     """Read a party's CSV (``.csv``, ``.csv.gz``) or Parquet (``.parquet``) file, or a query's result, and check it.
 
+    A file is read chunk by chunk, a query's result batch by batch.
+
     A CSV file is UTF-8 with a header, quoted as RFC 4180 says, with comma, semicolon, tab or bar as delimiter. Text is
     trimmed, except identifiers, which follow ``key.normalise``. An empty CSV cell is always missing.
 
     Args:
-        data: the path, the query if it is a DuckDB database, and the texts that mean a missing value.
+        data: the path or the server, the query on a database, and the texts that mean a missing value.
         key: the identifier column, and what to do with null and repeated identifiers.
         features: columns to read, by kind, in the order in which they are kept.
         label: the label column, or None where there is none (the passive side, and prediction).
@@ -152,12 +154,11 @@ def load_table(
         also: further identifier columns.
 
     Raises:
-        FileMissing: no such file, or not readable.
+        FileMissing: no such file or server, or not readable.
         BadConfig: not a CSV or Parquet file, or a column of a type that cannot be used.
         ColumnMissing, EmptyTable, NullIds, DuplicateIds, NotNumeric, NotFinite, BadLabel: as their names say.
         OverBudget: more than ``max_rows`` rows.
     """
-    path = data.path
     asked = [name for name in (label.column, label.weight) if name] if label else []
     keys = (key, *also)
     names = list(dict.fromkeys([*(one.column for one in keys), *features, *asked]))
@@ -172,7 +173,7 @@ def load_table(
     )
     return _build(
         chunks,
-        str(path),
+        data.source,
         keys=keys,
         features=features,
         label=label,
@@ -592,8 +593,10 @@ def _join(parts: list[Any]) -> Column:
 
 
 def _read(data: Data, names: Sequence[str]) -> Iterator[dict[str, pa.Array]]:
-    """The named columns of a file, in chunks, in the order of the file."""
-    path = data.path
+    """The named columns of a file or a query, in chunks, in its order."""
+    if data.url is not None:
+        return postgres.read(data.url.get_secret_value(), data.query or "", names, data.source)
+    path = data.path or Path()
     try:
         with path.open("rb") as file:
             file.read(1)
