@@ -53,6 +53,7 @@ _CLOSED: dict[str, str | bool | int | float | list[str]] = {
     "autoload_known_extensions": False,
 }
 _DEFAULT_KEY = Key(column="id")
+_EXAMPLES = 5  # rows that a message names
 
 
 Target = npt.NDArray[np.int8] | npt.NDArray[np.int32] | npt.NDArray[np.float64]
@@ -421,8 +422,15 @@ def _normalised(array: pa.Array, key: Key, absent: pa.StringArray, place: _Place
         raise BadIds(
             f"{place} has {wrong.sum()} value(s) up to row {place.start + len(wrong)} that are not of kind "
             f"{key.normalise!r}, the first is {texts[int(np.argmax(wrong))].as_py()[:40]!r} in row {place.row(wrong)}"
+            + (f"; the first {_examples(wrong, place.start)}" if wrong.sum() > 1 else "")
         )
     return found
+
+
+def _examples(mask: npt.NDArray[np.bool_], start: int = 0) -> str:
+    """The first few rows that are set, as this party counts them: "is row 3", "are rows 3, 5"."""
+    rows = np.flatnonzero(mask)[:_EXAMPLES] + start + 1
+    return f"{'is row' if len(rows) == 1 else 'are rows'} {', '.join(map(str, rows))}"
 
 
 def _is_bytes(kind: pa.DataType) -> bool:
@@ -452,9 +460,8 @@ def _select(ids: pa.StringArray, key: Key, source: str) -> tuple[npt.NDArray[np.
     null = ids.is_null().to_numpy(zero_copy_only=False)
     nulls = int(null.sum())
     if nulls and key.nulls == "error":
-        row = _Place(source, key.column).row(null)
         raise NullIds(
-            f"{source} has {nulls} row(s) without identifier in column {key.column!r}, the first is row {row}"
+            f"{source} has {nulls} row(s) without identifier in column {key.column!r}, the first {_examples(null)}"
         )
     kept = np.flatnonzero(~null)
     if not len(kept):
@@ -465,11 +472,13 @@ def _select(ids: pa.StringArray, key: Key, source: str) -> tuple[npt.NDArray[np.
     first = np.diff(np.maximum.accumulate(codes), prepend=-1) > 0
     repeats = len(first) - int(first.sum())
     if repeats and key.duplicates == "error":
-        again = int(np.argmin(first))
-        before = int(np.argmax(codes == codes[again]))
+        earliest = np.empty(int(codes.max()) + 1, np.int64)
+        earliest[codes[first]] = np.flatnonzero(first)
+        again = np.flatnonzero(~first)[:_EXAMPLES]
+        shown = (f"row {kept[row] + 1} repeats row {kept[earliest[codes[row]]] + 1}" for row in again)
         raise DuplicateIds(
             f"{source} has {repeats} row(s) whose identifier in column {key.column!r} occurred before, "
-            f"for instance row {kept[again] + 1} repeats row {kept[before] + 1}"
+            f"for instance {', '.join(shown)}"
         )
     return kept[first].astype(np.int64), {"null_ids": nulls, "duplicate_ids": repeats}
 
