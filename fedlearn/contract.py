@@ -15,7 +15,7 @@ from datetime import UTC, date, datetime
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator, model_validator
 
 from fedlearn.errors import BadConfig, ContractExpired, FileMissing, UnknownKey
 
@@ -57,11 +57,22 @@ class Key(_Strict):
         return self
 
 
+class Queries(_Strict):
+    """How many IDs the active side may ask of a prepared table (method ``cached``); the passive side counts."""
+
+    session: int = Field(100_000, ge=1, description="in one session")
+    day: int = Field(200_000, ge=1, description="on one day (UTC), in all sessions")
+    total: int = Field(1_000_000, ge=1, description="as long as the table's key lives")
+
+
 class Align(_Strict):
     """Private set intersection: what each side learns of the other's list."""
 
     mode: Literal["mutual", "one-sided", "cardinality"] = "mutual"
-    method: Literal["auto", "ecdh", "ot"] = Field("auto", description="auto: ecdh for short lists, ot for long ones")
+    method: Literal["auto", "ecdh", "ot", "cached"] = Field(
+        "auto", description="auto: ecdh for short lists, ot for long ones; cached: of a table prepared ahead"
+    )
+    queries: Queries = Queries()
     pad_rows: int = Field(0, ge=0, description="rows that lists are padded to, so that lengths do not show; 0: none")
     key: Key
     also: tuple[Key, ...] = Field((), max_length=7, description="further keys, for rows that those before do not match")
@@ -76,6 +87,11 @@ class Align(_Strict):
         if self.method == "ot" and self.mode == "cardinality":
             raise ValueError(
                 "mode cardinality needs method ecdh (or auto): by ot, the active side learns which IDs match"
+            )
+        if self.method == "cached" and (self.mode == "cardinality" or self.also or self.pad_rows):
+            raise ValueError(
+                "method cached takes one key and modes mutual and one-sided: the active side learns which IDs match, "
+                "one table has one order, and its length shows whatever pad_rows is"
             )
         return self
 
@@ -349,11 +365,31 @@ class Contract(_Strict):
 
 
 class Data(_Strict):
-    """Where this party's table is. ``path`` is a CSV or Parquet file, or a DuckDB database with a ``query``."""
+    """Where this party's table is.
 
-    path: Path
-    query: str | None = Field(None, description="SELECT on the DuckDB database; its result is the table")
+    ``path`` is a CSV or Parquet file, or a DuckDB database with a ``query``. Or ``url`` is a PostgreSQL server, with a
+    ``query``; the password may stand in the URL, but better in libpq's own password file (``~/.pgpass``).
+    """
+
+    path: Path | None = None
+    url: SecretStr | None = Field(
+        None, description="libpq connection URL, for instance postgresql://user@host/database"
+    )
+    query: str | None = Field(None, description="SELECT on the database; its result is the table")
     missing: tuple[str, ...] = Field(("", "NA", "NaN", "null"), description="texts that mean a missing value")
+
+    @property
+    def source(self) -> str:
+        """What messages call it."""
+        return "the query on PostgreSQL" if self.path is None else str(self.path)
+
+    @model_validator(mode="after")
+    def _one_source(self) -> Data:
+        if (self.path is None) == (self.url is None):
+            raise ValueError("exactly one of path and url must be given")
+        if self.url is not None and self.query is None:
+            raise ValueError("a url needs a query")
+        return self
 
 
 class Network(_Strict):
@@ -448,7 +484,7 @@ def load_party(path: Path, overrides: dict[str, Any] | None = None) -> PartyFile
     return party.model_copy(
         update={
             "contract": placed(party.contract),
-            "data": party.data.model_copy(update={"path": placed(party.data.path)}),
+            "data": party.data.model_copy(update={"path": party.data.path and placed(party.data.path)}),
             "tls": party.tls.model_copy(update=tls),
             "output": party.output.model_copy(update={"folder": placed(party.output.folder)}),
         }

@@ -131,6 +131,13 @@ class BadIds(OwnMistake):
     resolve = 'Correct these rows, or agree `invalid = "drop"` for the key in the contract.'
 
 
+class NotPrepared(OwnMistake):
+    """The table that this side prepared for alignment is missing, of other rows, or damaged."""
+
+    exit_code = 39
+    resolve = "Run `prepare` on this side; if its files are damaged, remove them first."
+
+
 class BadCertificate(OwnMistake):
     """This party's own certificate or key is expired, untrusted, mismatched or for another name."""
 

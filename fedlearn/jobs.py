@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -22,6 +23,7 @@ from numpy.typing import NDArray
 from pyarrow import csv, feather
 
 from fedlearn import jobs_glm
+from fedlearn import prepared as tables
 from fedlearn.channel import Channel, Limits, simulate
 from fedlearn.channel.channel import Progress
 from fedlearn.contract import Contract, PartyFile, Side, load_contract
@@ -37,7 +39,7 @@ from fedlearn.learner.grower import Features
 from fedlearn.learner.objective import objective_of
 from fedlearn.models import checkpoint, linear
 from fedlearn.models import share as shares
-from fedlearn.protocols import align, boost, disclose, handshake, matvec, regression, score
+from fedlearn.protocols import align, align_cached, boost, disclose, handshake, matvec, regression, score
 from fedlearn.protocols.align import Alignment
 from fedlearn.protocols.resume import Start
 from fedlearn.report.metrics import figures
@@ -69,6 +71,7 @@ class Own:
         kept: the checkpoint that training resumes from, if it does.
         offset: float64 (n,), of the linear predictor of a regression; None without.
         warnings: what was odd about the table, though no reason to stop.
+        tables: with method ``cached``, the passive side's table prepared ahead, or where the active side keeps it.
     """
 
     party: str
@@ -84,6 +87,7 @@ class Own:
     offset: F64 | None = None
     warnings: tuple[str, ...] = ()
     key: Path | None = None
+    tables: align_cached.Prepared | align_cached.Shelf | None = None
 
     @property
     def model_id(self) -> bytes:
@@ -144,7 +148,8 @@ def prepare(
         plan = budget_plan(contract, role, table)
     signing = party.tls.key if party.tls.key.exists() else None
     on_file = _alignment_on_file(party.output.folder / "alignment", contract, table, signing)
-    own = Own(party.party, role, contract, table, folder, share, on_file, plan, key=signing)
+    shelved = _tables(party, contract, role, table)
+    own = Own(party.party, role, contract, table, folder, share, on_file, plan, key=signing, tables=shelved)
     if job != "train":
         return own
     if earlier is not None:
@@ -205,7 +210,8 @@ def _prepare_glm(party: PartyFile, contract: Contract, job: Job, role: str, fold
         jobs_glm.check_budget(contract, loaded.table)
     signing = party.tls.key if party.tls.key.exists() else None
     on_file = _alignment_on_file(party.output.folder / "alignment", contract, loaded.table, signing)
-    own = Own(party.party, role, contract, loaded.table, folder, share, on_file, key=signing)
+    shelved = _tables(party, contract, role, loaded.table)
+    own = Own(party.party, role, contract, loaded.table, folder, share, on_file, key=signing, tables=shelved)
     return replace(own, offset=loaded.offset, warnings=loaded.warnings)
 
 
@@ -285,7 +291,8 @@ def simulate_both(
 
 def _check(channel: Channel, own: Own) -> Summary:
     """Greet, compare sizes, part; nothing is written and no row is touched."""
-    rows, features = handshake.exchange_readiness(channel, own.table.rows, len(own.table.columns))
+    listed = align.length(own.table.rows, own.contract, own.role)  # as in alignment: padded where the contract pads
+    rows, features = handshake.exchange_readiness(channel, listed, len(own.table.columns))
     handshake.part(channel)
     plan = own.plan
     if own.contract.glm is not None:
@@ -504,8 +511,46 @@ def own_order(alignment: Alignment) -> tuple[np.ndarray[Any, np.dtype[np.int64]]
 
 
 def _aligned(channel: Channel, own: Own) -> Alignment:
-    role = align.align_active if own.role == "active" else align.align_passive
-    return role(channel, own.table.keys, own.contract, own.on_file)
+    keys, kept = own.table.keys, own.tables
+    if own.role == "active":
+        shelf = kept if isinstance(kept, align_cached.Shelf) else align_cached.NO_SHELF
+        return align.align_active(channel, keys, own.contract, own.on_file, shelf)
+    prepared = kept if isinstance(kept, align_cached.Prepared) else None
+    return align.align_passive(channel, keys, own.contract, own.on_file, prepared)
+
+
+def _tables(
+    party: PartyFile, contract: Contract, role: str, table: PartyTable
+) -> align_cached.Prepared | align_cached.Shelf | None:
+    """What method ``cached`` needs on this side. Raises NotPrepared."""
+    if contract.align.method != "cached":
+        return None
+    if role == "active":
+        return tables.shelf(party.output.folder / "tables")
+    return tables.load(party.output.folder / "prepared", table.ids, contract)
+
+
+def prepare_table(party: PartyFile, progress: OnProgress | None = None) -> Summary:
+    """Evaluate the passive side's table ahead, for alignment by ``cached``; without the peer.
+
+    Raises:
+        NotInContract: this side, or this contract, needs no such table.
+        OwnMistake: with the file, field or column.
+    """
+    contract = load_contract(party.contract)
+    contract.check_not_expired()
+    if contract.align.method != "cached" or contract.role_of(party.party) != "passive":
+        raise NotInContract(f"contract {contract.name!r} asks for no table to be prepared by {party.party!r}")
+    table = load_table(party.data, contract.align.key, {}, None, contract.budget.rows)
+    folder, started = party.output.folder / "prepared", time.monotonic()
+
+    def report(done: int, total: int) -> None:
+        if progress:
+            progress(Progress("prepare", done, total, "ids", time.monotonic() - started, 0, 0))
+
+    done = tables.prepare(folder, table.ids, contract, report)
+    seconds = time.monotonic() - started
+    return {"job": "prepare", "party": party.party, **vars(done), "seconds": seconds, "folder": str(folder)}
 
 
 def _alignment_facts(alignment: Alignment, contract: Contract) -> Summary:

@@ -61,7 +61,7 @@ def load(data: Data, contract: Contract, role: str, train: bool) -> Loaded:
         table = load_table(
             data, contract.align.key, side.features, label, contract.budget.rows, contract.target, contract.align.also
         )
-        said.append(f"offset column {column!r} is not in {data.path}: it counts as 0")
+        said.append(f"offset column {column!r} is not in {data.source}: it counts as 0")
     offset = None
     if column is not None and column in table.columns:
         offset = np.asarray(table.columns[column])
@@ -69,7 +69,7 @@ def load(data: Data, contract: Contract, role: str, train: bool) -> Loaded:
         missing = np.isnan(offset)
         if missing.any() and train:
             raise BadLabel(
-                f"offset column {column!r} of {data.path} is missing in {missing.sum()} row(s), "
+                f"offset column {column!r} of {data.source} is missing in {missing.sum()} row(s), "
                 f"the first is row {int(np.argmax(missing)) + 1} of those kept"
             )
         if missing.any():

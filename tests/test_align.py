@@ -45,6 +45,9 @@ KINDS = (
     pb.AlignMasked,
     pb.AlignValues,
     pb.AlignFound,
+    pb.AlignTable,
+    pb.AlignKept,
+    pb.AlignUpdate,
 )
 NAMES = (START, *(kind.DESCRIPTOR.name for kind in KINDS))
 LAWLESS = Table("align", ("active", "passive"), tuple(Message(k, BOTH, NAMES, nothing("rogue")) for k in KINDS))

@@ -1,4 +1,7 @@
-"""The alignment that a party keeps: signed, reused for the same contract and IDs only, refused when touched."""
+"""The alignment that a party keeps: signed, reused for the same contract and IDs only, refused when touched.
+
+And what is told of its size before it is made.
+"""
 
 import json
 from pathlib import Path
@@ -8,9 +11,11 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric import rsa
 
 from fedlearn import jobs, keys
+from fedlearn.cli.main import run as command_line
 from fedlearn.data import make_table
 from fedlearn.errors import BadCertificate, WrongModel
 from fedlearn.protocols.align import Alignment
+from tests.parties import make_keys, make_pair
 from tests.test_align import contract
 
 ALIGNMENT = Alignment(bytes(range(16)), "mutual", 2, 2, np.array([2, 0]), (2,))
@@ -79,3 +84,18 @@ def test_only_keys_of_our_kind_sign(tmp_path: Path) -> None:
     keys._write_private(path, rsa.generate_private_key(65537, 2048))  # type: ignore[arg-type]
     with pytest.raises(BadCertificate, match="cannot sign results"):
         keys.sign(path, b"")
+
+
+@pytest.mark.parametrize(("mode", "told"), [("mutual", {500}), ("one-sided", {500, 280})])
+def test_a_check_tells_padded_sizes(
+    tmp_path: Path, mode: str, told: set[int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As alignment itself does: in one-sided the passive side's list is what is trained on, and is not padded."""
+    pair = make_pair(
+        tmp_path, make_keys(tmp_path / "keys"), mode=mode, change=lambda p: p.contract["align"].update(pad_rows=500)
+    )
+    files = [str(pair.party_file(party)) for party in ("bank", "platform")]
+    assert command_line(["simulate", *files, "--job", "check", "--json", "--progress", "none"]) == 0
+    said = json.loads(capsys.readouterr().out)
+    assert {said["active"]["peer_rows"], said["passive"]["peer_rows"]} == told
+    assert said["active"]["rows"] == said["passive"]["rows"] == 280

@@ -264,7 +264,7 @@ def test_the_vectorised_path_agrees_with_the_unicode_path(text):
 
 def test_null_ids_name_count_and_first_row(write):
     path = write("phone,Income,Home\n1,2,a\nNA,3,b\n---,4,c\n")
-    with pytest.raises(NullIds, match=r"bank.csv has 2 row\(s\) without identifier in column 'phone'.* row 2$"):
+    with pytest.raises(NullIds, match=r"bank.csv has 2 row\(s\) without identifier in column 'phone'.* rows 2, 3$"):
         load(path)
 
 

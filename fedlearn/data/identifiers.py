@@ -13,15 +13,19 @@ import unicodedata
 import uuid
 from collections.abc import Callable
 from types import ModuleType
+from typing import Any
 
 import phonenumbers
 import pyarrow as pa
 import pyarrow.compute as pc
+from stdnum.exceptions import ValidationError
 
 from fedlearn.contract import Key
 from fedlearn.errors import BadConfig
 
 Convert = Callable[[str], str | None]
+
+_NULL = pa.scalar(None, pa.string())
 
 
 def canonical(ids: pa.StringArray, key: Key) -> pa.StringArray:
@@ -38,9 +42,11 @@ def canonical(ids: pa.StringArray, key: Key) -> pa.StringArray:
         BadConfig: the scheme or the country is unknown.
     """
     convert = _converter(key)
-    coded = ids.dictionary_encode()
+    plain = _plain_phones(ids, key.country or "") if key.normalise == "phone" else pa.nulls(len(ids), pa.string())
+    coded = pc.if_else(plain.is_valid(), _NULL, ids).dictionary_encode()
     known = [None if text is None else convert(text.strip()) for text in coded.dictionary.to_pylist()]
-    return pa.DictionaryArray.from_arrays(coded.indices, pa.array(known, pa.string())).cast(pa.string())
+    others = pa.DictionaryArray.from_arrays(coded.indices, pa.array(known, pa.string())).cast(pa.string())
+    return pc.coalesce(plain, others)
 
 
 def is_known(key: Key) -> bool:
@@ -80,13 +86,59 @@ def _phone(country: str) -> Convert:
     return convert
 
 
+def _plain_phones(ids: pa.StringArray, country: str) -> pa.StringArray:
+    """What :func:`_phone` gives, column-wise, for numbers that are plain; null for all others.
+
+    Plain is a number of this country in digits and the usual separators, with or without its code behind ``+`` or the
+    international prefix, and its national prefix, whose length is one that the country's numbers have. The steps are
+    those of ``phonenumbers.parse`` where nothing is ambiguous.
+    """
+    nothing = pa.nulls(len(ids), pa.string())
+    own = phonenumbers.PhoneMetadata.metadata_for_region(country, None)
+    if own is None or own.country_code is None:
+        return nothing
+    code = str(own.country_code)
+    main_region = phonenumbers.region_code_for_country_code(own.country_code)
+    main = phonenumbers.PhoneMetadata.metadata_for_region(main_region, own)
+    text = pc.ascii_trim_whitespace(ids)
+    text = pc.if_else(pc.match_substring_regex(text, r"^\+?[0-9(][0-9 ().-]{1,60}$"), text, _NULL)
+    digits = pc.replace_substring_regex(text, "[ ().-]+", "")
+    prefix = own.international_prefix or ""
+    if prefix.isdigit():
+        digits = pc.replace_substring_regex(digits, f"^{prefix}{code}", f"+{code}")
+    abroad, local = f"^[+]{code}([0-9]+)$", f"^(?:{prefix or '[^0-9]'}|{code}|[+])"
+    international = pc.if_else(pc.match_substring_regex(digits, abroad), digits, _NULL)
+    national = pc.if_else(pc.match_substring_regex(digits, local), _NULL, digits)
+    significant = pc.coalesce(
+        _significant(pc.utf8_slice_codeunits(international, len(code) + 1), main, main),
+        _significant(national, own, main),
+    )
+    return pc.binary_join_element_wise(f"+{code}", significant, "")
+
+
+def _significant(digits: pa.StringArray, region: Any, main: Any) -> pa.StringArray:
+    """Digits behind the national prefix, if they are of a possible length; null where that takes more thought."""
+    prefix, pattern = region.national_prefix_for_parsing, region.general_desc.national_number_pattern
+    lengths = set(region.general_desc.possible_length) & set(main.general_desc.possible_length)
+    if prefix and all(part.isdigit() for part in prefix.split("|")) and not region.national_prefix_transform_rule:
+        stripped = pc.replace_substring_regex(digits, f"^(?:{prefix})", "")
+        viable = pc.match_substring_regex(digits, f"^(?:{pattern})$")
+        digits = pc.if_else(pc.equal(stripped, digits), digits, pc.if_else(viable, _NULL, stripped))
+    elif prefix:
+        digits = pc.if_else(pc.match_substring_regex(digits, f"^(?:{prefix})"), _NULL, digits)
+    possible = pc.is_in(pc.utf8_length(digits), value_set=pa.array(sorted(lengths), pa.int32()))
+    return pc.if_else(possible, digits, _NULL)
+
+
 def _national(scheme: str) -> Convert:
     """The compact form of a number whose check digit is right."""
     module = _scheme(scheme)
 
     def convert(text: str) -> str | None:
-        plain = unicodedata.normalize("NFKC", text)
-        return str(module.validate(plain)) if module.is_valid(plain) else None
+        try:
+            return str(module.validate(unicodedata.normalize("NFKC", text)))
+        except ValidationError:
+            return None
 
     return convert
 

@@ -30,7 +30,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from fedlearn.contract import Data, Key, Kind, Label
-from fedlearn.data import identifiers
+from fedlearn.data import identifiers, postgres
 from fedlearn.errors import (
     BadConfig,
     BadIds,
@@ -53,6 +53,7 @@ _CLOSED: dict[str, str | bool | int | float | list[str]] = {
     "autoload_known_extensions": False,
 }
 _DEFAULT_KEY = Key(column="id")
+_EXAMPLES = 5  # rows that a message names
 
 
 Target = npt.NDArray[np.int8] | npt.NDArray[np.int32] | npt.NDArray[np.float64]
@@ -139,11 +140,13 @@ def load_table(
 ) -> PartyTable:
     """Read a party's CSV (``.csv``, ``.csv.gz``) or Parquet (``.parquet``) file, or a query's result, and check it.
 
+    A file is read chunk by chunk, a query's result batch by batch.
+
     A CSV file is UTF-8 with a header, quoted as RFC 4180 says, with comma, semicolon, tab or bar as delimiter. Text is
     trimmed, except identifiers, which follow ``key.normalise``. An empty CSV cell is always missing.
 
     Args:
-        data: the path, the query if it is a DuckDB database, and the texts that mean a missing value.
+        data: the path or the server, the query on a database, and the texts that mean a missing value.
         key: the identifier column, and what to do with null and repeated identifiers.
         features: columns to read, by kind, in the order in which they are kept.
         label: the label column, or None where there is none (the passive side, and prediction).
@@ -152,12 +155,11 @@ def load_table(
         also: further identifier columns.
 
     Raises:
-        FileMissing: no such file, or not readable.
+        FileMissing: no such file or server, or not readable.
         BadConfig: not a CSV or Parquet file, or a column of a type that cannot be used.
         ColumnMissing, EmptyTable, NullIds, DuplicateIds, NotNumeric, NotFinite, BadLabel: as their names say.
         OverBudget: more than ``max_rows`` rows.
     """
-    path = data.path
     asked = [name for name in (label.column, label.weight) if name] if label else []
     keys = (key, *also)
     names = list(dict.fromkeys([*(one.column for one in keys), *features, *asked]))
@@ -172,7 +174,7 @@ def load_table(
     )
     return _build(
         chunks,
-        str(path),
+        data.source,
         keys=keys,
         features=features,
         label=label,
@@ -420,8 +422,15 @@ def _normalised(array: pa.Array, key: Key, absent: pa.StringArray, place: _Place
         raise BadIds(
             f"{place} has {wrong.sum()} value(s) up to row {place.start + len(wrong)} that are not of kind "
             f"{key.normalise!r}, the first is {texts[int(np.argmax(wrong))].as_py()[:40]!r} in row {place.row(wrong)}"
+            + (f"; the first {_examples(wrong, place.start)}" if wrong.sum() > 1 else "")
         )
     return found
+
+
+def _examples(mask: npt.NDArray[np.bool_], start: int = 0) -> str:
+    """The first few rows that are set, as this party counts them: "is row 3", "are rows 3, 5"."""
+    rows = np.flatnonzero(mask)[:_EXAMPLES] + start + 1
+    return f"{'is row' if len(rows) == 1 else 'are rows'} {', '.join(map(str, rows))}"
 
 
 def _is_bytes(kind: pa.DataType) -> bool:
@@ -451,9 +460,8 @@ def _select(ids: pa.StringArray, key: Key, source: str) -> tuple[npt.NDArray[np.
     null = ids.is_null().to_numpy(zero_copy_only=False)
     nulls = int(null.sum())
     if nulls and key.nulls == "error":
-        row = _Place(source, key.column).row(null)
         raise NullIds(
-            f"{source} has {nulls} row(s) without identifier in column {key.column!r}, the first is row {row}"
+            f"{source} has {nulls} row(s) without identifier in column {key.column!r}, the first {_examples(null)}"
         )
     kept = np.flatnonzero(~null)
     if not len(kept):
@@ -464,11 +472,13 @@ def _select(ids: pa.StringArray, key: Key, source: str) -> tuple[npt.NDArray[np.
     first = np.diff(np.maximum.accumulate(codes), prepend=-1) > 0
     repeats = len(first) - int(first.sum())
     if repeats and key.duplicates == "error":
-        again = int(np.argmin(first))
-        before = int(np.argmax(codes == codes[again]))
+        earliest = np.empty(int(codes.max()) + 1, np.int64)
+        earliest[codes[first]] = np.flatnonzero(first)
+        again = np.flatnonzero(~first)[:_EXAMPLES]
+        shown = (f"row {kept[row] + 1} repeats row {kept[earliest[codes[row]]] + 1}" for row in again)
         raise DuplicateIds(
             f"{source} has {repeats} row(s) whose identifier in column {key.column!r} occurred before, "
-            f"for instance row {kept[again] + 1} repeats row {kept[before] + 1}"
+            f"for instance {', '.join(shown)}"
         )
     return kept[first].astype(np.int64), {"null_ids": nulls, "duplicate_ids": repeats}
 
@@ -592,8 +602,10 @@ def _join(parts: list[Any]) -> Column:
 
 
 def _read(data: Data, names: Sequence[str]) -> Iterator[dict[str, pa.Array]]:
-    """The named columns of a file, in chunks, in the order of the file."""
-    path = data.path
+    """The named columns of a file or a query, in chunks, in its order."""
+    if data.url is not None:
+        return postgres.read(data.url.get_secret_value(), data.query or "", names, data.source)
+    path = data.path or Path()
     try:
         with path.open("rb") as file:
             file.read(1)

@@ -4,10 +4,11 @@ Both sides exchange AlignOpen: the length of their list, and the alignment they 
 Otherwise, for each key column of the contract in turn, one of two protocols finds which of the active side's IDs the
 passive side has, and where in an order of its rows that it has drawn: :mod:`fedlearn.protocols.align_ecdh` or
 :mod:`fedlearn.protocols.align_ot`, by default (method ``auto``) the first for lists that have fewer than :data:`FEW`
-IDs together. The passive side learns nothing from that::
+IDs together. With method ``cached`` a third, :mod:`fedlearn.protocols.align_cached`, asks a table prepared ahead. The
+passive side learns nothing from that::
 
     both                  AlignOpen     length of the list, id of the alignment on file
-    for each key:         by ecdh or ot, see there
+    for each key:         by ecdh, ot or cached, see there
     active  -> passive    AlignFound    mutual: which rows of the passive side's order are shared
     active  -> passive    AlignCount    cardinality: how many are
 
@@ -48,7 +49,7 @@ import pyarrow.compute as pc
 
 from fedlearn.channel import BOTH, START, Channel, Message, Reveals, Table, nothing
 from fedlearn.contract import Contract
-from fedlearn.crypto import oprf, ristretto
+from fedlearn.crypto import dh_oprf, oprf, ristretto
 from fedlearn.crypto.draws import Draws
 from fedlearn.errors import (
     AmbiguousIds,
@@ -57,11 +58,13 @@ from fedlearn.errors import (
     EmptyTable,
     Malformed,
     NoOverlap,
+    NotPrepared,
     NullIds,
     OverBudget,
     WrongLength,
 )
-from fedlearn.protocols import align_ecdh, align_ot
+from fedlearn.protocols import align_cached, align_ecdh, align_ot
+from fedlearn.protocols.align_ot import Found
 from fedlearn.v1 import align_pb2 as pb
 
 Rows = npt.NDArray[np.int64]
@@ -75,6 +78,10 @@ _ID_BYTES = 16
 
 def _points(message: pb.AlignDoubled) -> int:
     return len(message.points) // ristretto.POINT_BYTES
+
+
+def _values(message: pb.AlignUpdate) -> int:
+    return (len(message.added) + len(message.removed)) // dh_oprf.VALUE_BYTES
 
 
 def _table(learned: Reveals) -> Table:
@@ -91,7 +98,7 @@ def _table(learned: Reveals) -> Table:
             Message(
                 pb.AlignBlinded,
                 BOTH,
-                ("AlignOpen", "AlignBlinded", "AlignDoubled"),
+                ("AlignOpen", "AlignBlinded", "AlignDoubled", "AlignUpdate"),
                 nothing("hashed IDs under a fresh key, in random order; decisional Diffie-Hellman"),
             ),
             Message(pb.AlignDoubled, "passive", ("AlignBlinded",), learned),
@@ -118,6 +125,21 @@ def _table(learned: Reveals) -> Table:
                 Reveals(
                     "for each row of the sender's shuffled order, whether it is one of the receiver's IDs",
                     lambda m: m.rows,
+                ),
+            ),
+            Message(
+                pb.AlignTable,
+                "passive",
+                ("AlignOpen",),
+                Reveals("which key and version of its prepared table the sender has", lambda _: 2),
+            ),
+            Message(pb.AlignKept, "active", ("AlignTable",), Reveals("which version of that table the sender kept")),
+            Message(
+                pb.AlignUpdate,
+                "passive",
+                ("AlignKept",),
+                Reveals(
+                    "pseudorandom values, which tell of IDs that were answered before if they came or went", _values
                 ),
             ),
             Message(
@@ -171,7 +193,13 @@ class _Key:
     rows: Rows
 
 
-def align_active(channel: Channel, ids: Any, contract: Contract, on_file: Alignment | None = None) -> Alignment:
+def align_active(
+    channel: Channel,
+    ids: Any,
+    contract: Contract,
+    on_file: Alignment | None = None,
+    shelf: align_cached.Shelf = align_cached.NO_SHELF,
+) -> Alignment:
     """The side with the labels; see the top of this file.
 
     Args:
@@ -180,6 +208,7 @@ def align_active(channel: Channel, ids: Any, contract: Contract, on_file: Alignm
             several keys, a sequence of Arrow arrays, one for each, null where a row has not that key.
         contract: gives the keys, the mode and the number of rows allowed.
         on_file: an earlier result for these very rows, reused if the peer has its counterpart.
+        shelf: where the peer's prepared table is kept (method ``cached``).
 
     Returns:
         The alignment.
@@ -197,13 +226,17 @@ def align_active(channel: Channel, ids: Any, contract: Contract, on_file: Alignm
         peer_rows, reused = _open(channel, own_rows, contract, "active", on_file)
         if reused is not None:
             return reused
-        lengths = _length(own_rows, contract, "active"), peer_rows
-        by_ot = _method(contract, lengths) == "ot"
-        done = _Progress(channel, len(keys) * (sum(lengths) if by_ot else 2 * lengths[0])).add
-        found = [
-            (align_ot.find if by_ot else align_ecdh.find)(channel, key.ids, lengths, _tag(channel, contract, k), done)
-            for k, key in enumerate(keys)
-        ]
+        lengths = length(own_rows, contract, "active"), peer_rows
+        method = _method(contract, lengths)
+        done = _Progress(channel, len(keys) * (sum(lengths) if method == "ot" else 2 * lengths[0])).add
+
+        def find(ids: pa.Array, tag: bytes) -> Found:
+            if method == "cached":
+                return align_cached.find(channel, ids, lengths, contract.align.queries.session, shelf, done)
+            by = align_ot.find if method == "ot" else align_ecdh.find
+            return by(channel, ids, lengths, tag, done)
+
+        found = [find(key.ids, _tag(channel, contract, k)) for k, key in enumerate(keys)]
         run_id = _identify(channel, contract, [one.said for one in found])
         if mode == "cardinality":
             shared = len(found[0].positions)
@@ -220,7 +253,13 @@ def align_active(channel: Channel, ids: Any, contract: Contract, on_file: Alignm
         return Alignment(run_id, mode, len(rows), len(positions), rows, by_key)
 
 
-def align_passive(channel: Channel, ids: Any, contract: Contract, on_file: Alignment | None = None) -> Alignment:
+def align_passive(
+    channel: Channel,
+    ids: Any,
+    contract: Contract,
+    on_file: Alignment | None = None,
+    prepared: align_cached.Prepared | None = None,
+) -> Alignment:
     """The side without labels; see the top of this file.
 
     Args:
@@ -228,30 +267,36 @@ def align_passive(channel: Channel, ids: Any, contract: Contract, on_file: Align
         ids: as for :func:`align_active`.
         contract: gives the keys, the mode and the number of rows allowed.
         on_file: an earlier result for these very rows, reused if the peer has its counterpart.
+        prepared: the table made ahead of these very rows (method ``cached``).
 
     Returns:
         The alignment.
 
     Raises:
-        EmptyTable, NullIds, DuplicateIds, OverBudget: this side's IDs cannot be aligned.
+        EmptyTable, NullIds, DuplicateIds, OverBudget: this side's IDs cannot be aligned, or questions are used up.
+        NotPrepared: method ``cached``, and there is no table.
         NoOverlap: nothing is shared (``mutual`` only: otherwise this side does not know, or it is an answer).
         PeerMisbehaved: BeyondContract, WrongLength, InvalidPoint or Malformed.
     """
     mode = contract.align.mode
     with channel.phase("align"):
         keys, own_rows = _own_keys(ids, contract)
+        if contract.align.method == "cached" and (prepared is None or len(prepared.order) != own_rows):
+            raise NotPrepared("the contract aligns by cached, and there is no prepared table of these rows")
         channel.open(TABLES[mode], "passive")
         peer_rows, reused = _open(channel, own_rows, contract, "passive", on_file)
         if reused is not None:
             return reused
-        lengths = peer_rows, _length(own_rows, contract, "passive")
-        by_ot = _method(contract, lengths) == "ot"
-        done = _Progress(channel, len(keys) * sum(lengths)).add
-        order = Draws().permutation(lengths[1])
+        lengths = peer_rows, length(own_rows, contract, "passive")
+        method = _method(contract, lengths)
+        done = _Progress(channel, lengths[0] if method == "cached" else len(keys) * sum(lengths)).add
+        order = prepared.order if method == "cached" and prepared else Draws().permutation(lengths[1])
         said = []
         for k, key in enumerate(keys):
             tag = _tag(channel, contract, k)
-            if by_ot:
+            if method == "cached" and prepared:
+                said.append(align_cached.offer(channel, prepared, lengths[0], contract.align.queries.session, done))
+            elif method == "ot":
                 said.append(align_ot.offer(channel, key.ids, key.rows, lengths, order, tag, done))
             else:
                 shuffled = mode == "cardinality"
@@ -353,8 +398,8 @@ def _repeats(ids: pa.Array) -> int:
     return len(ids) - int(pc.count_distinct(ids).as_py())
 
 
-def _length(own_rows: int, contract: Contract, role: str) -> int:
-    """Length of the list that this side brings, padding included."""
+def length(own_rows: int, contract: Contract, role: str) -> int:
+    """Length of the list that a side of so many rows brings, padding included."""
     padded = contract.align.pad_rows and not (role == "passive" and contract.align.mode == "one-sided")
     return contract.align.pad_rows if padded else own_rows
 
@@ -378,7 +423,7 @@ def _open(
     if on_file is not None and not _fits(on_file, own_rows, contract):
         on_file = None
     own_id = on_file.id if on_file is not None else b""
-    channel.send(pb.AlignOpen(alignment_id=own_id, rows=_length(own_rows, contract, role)))
+    channel.send(pb.AlignOpen(alignment_id=own_id, rows=length(own_rows, contract, role)))
     theirs = channel.receive(pb.AlignOpen)
     if theirs.rows > contract.budget.rows:
         raise channel.misbehaved(
@@ -386,7 +431,7 @@ def _open(
         )
     if theirs.rows < 1:
         raise channel.misbehaved(Malformed, "brings no rows")
-    if contract.align.pad_rows and _length(theirs.rows, contract, _other(role)) != theirs.rows:
+    if contract.align.pad_rows and length(theirs.rows, contract, _other(role)) != theirs.rows:
         raise channel.misbehaved(
             BeyondContract, f"brings {theirs.rows} rows where the contract pads lists to {contract.align.pad_rows}"
         )

@@ -62,10 +62,10 @@ def find(channel: Channel, ids: pa.Array, lengths: tuple[int, int], tag: bytes, 
     padded = [*ids.to_pylist(), *_nobody(lengths[0] - len(ids))]
     blinded = blind([padded[i] for i in order], tag, key, done)
     channel.send(pb.AlignBlinded(points=blinded))
-    theirs = _receive(channel, pb.AlignBlinded, lengths[1], known=blinded)
+    theirs = receive(channel, pb.AlignBlinded, lengths[1], known=blinded)
     _check_valid(channel, theirs)
-    doubled = _receive(channel, pb.AlignDoubled, lengths[0], known=blinded)
-    mine, positions = _matches(_raise(channel, doubled, ristretto.invert(key), done), theirs)
+    doubled = receive(channel, pb.AlignDoubled, lengths[0], known=blinded)
+    mine, positions = _matches(raise_theirs(channel, doubled, ristretto.invert(key), done), theirs)
     return Found(_said(blinded, theirs, doubled), order[mine], positions)
 
 
@@ -91,9 +91,9 @@ def offer(
     for row, one in zip(rows.tolist(), ids.to_pylist(), strict=True):
         padded[row] = one
     blinded = blind([padded[i] for i in order], tag, key, done)
-    theirs = _receive(channel, pb.AlignBlinded, lengths[0], known=blinded)
+    theirs = receive(channel, pb.AlignBlinded, lengths[0], known=blinded)
     channel.send(pb.AlignBlinded(points=blinded))
-    doubled = _raise(channel, theirs, key, done)
+    doubled = raise_theirs(channel, theirs, key, done)
     if shuffled:  # its own order, or the active side would know which ones matched
         mixed = np.frombuffer(doubled, f"V{ristretto.POINT_BYTES}")[Draws().permutation(lengths[0])]
         doubled = mixed.tobytes()
@@ -117,7 +117,7 @@ def _nobody(count: int) -> list[bytes]:
     return [drawn[i : i + 32] for i in range(0, len(drawn), 32)]
 
 
-def _raise(channel: Channel, points: bytes, key: bytes, done: Done) -> bytes:
+def raise_theirs(channel: Channel, points: bytes, key: bytes, done: Done) -> bytes:
     """Each of the peer's points to the power ``key``, in order, which also finds those that are invalid."""
     step = _BATCH * ristretto.POINT_BYTES
     pieces = []
@@ -138,7 +138,7 @@ def _check_valid(channel: Channel, points: bytes) -> None:
         raise channel.misbehaved(InvalidPoint, f"sent point {invalid} of {due}, which is invalid or the identity")
 
 
-def _receive(channel: Channel, kind: type[pb.AlignBlinded] | type[pb.AlignDoubled], due: int, *, known: bytes) -> bytes:
+def receive(channel: Channel, kind: type[pb.AlignBlinded] | type[pb.AlignDoubled], due: int, *, known: bytes) -> bytes:
     """Receive a list of points and check all but their validity, which raising them does.
 
     Args:

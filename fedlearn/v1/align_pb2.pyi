@@ -61,3 +61,27 @@ class AlignFound(_message.Message):
     BITS_FIELD_NUMBER: _ClassVar[int]
     bits: bytes
     def __init__(self, bits: _Optional[bytes] = ...) -> None: ...
+
+class AlignTable(_message.Message):
+    __slots__ = ("key", "version")
+    KEY_FIELD_NUMBER: _ClassVar[int]
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    key: bytes
+    version: bytes
+    def __init__(self, key: _Optional[bytes] = ..., version: _Optional[bytes] = ...) -> None: ...
+
+class AlignKept(_message.Message):
+    __slots__ = ("version",)
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    version: bytes
+    def __init__(self, version: _Optional[bytes] = ...) -> None: ...
+
+class AlignUpdate(_message.Message):
+    __slots__ = ("whole", "added", "removed")
+    WHOLE_FIELD_NUMBER: _ClassVar[int]
+    ADDED_FIELD_NUMBER: _ClassVar[int]
+    REMOVED_FIELD_NUMBER: _ClassVar[int]
+    whole: bool
+    added: bytes
+    removed: bytes
+    def __init__(self, whole: _Optional[bool] = ..., added: _Optional[bytes] = ..., removed: _Optional[bytes] = ...) -> None: ...
