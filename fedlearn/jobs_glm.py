@@ -124,7 +124,7 @@ def train_active(
     evidence, said = None, []
     if glm.woe:
         with channel.phase("woe"):
-            evidence, own = _own_evidence(table, contract.active, glm)
+            evidence, own = own_evidence(table, contract.active, glm)
             theirs, names = woe.evidence_active(
                 channel, contract, woe.Label(table.label.astype(np.int8), position, universe)
             )
@@ -196,7 +196,8 @@ def train_passive(channel: Channel, contract: Contract, table: PartyTable) -> tu
     return share, facts
 
 
-def _own_evidence(table: PartyTable, side: Side, glm: Glm) -> tuple[tuple[Evidence, ...], list[Groups]]:
+def own_evidence(table: PartyTable, side: Side, glm: Glm) -> tuple[tuple[Evidence, ...], list[Groups]]:
+    """Weights of evidence of a table that has the label itself, and the groups they come from."""
     found, groups = [], []
     label = np.asarray(table.label)
     for codes in fit_codes(table, side.features, glm):

@@ -12,7 +12,7 @@ import typer
 from rich.text import Text
 
 from fedlearn import __version__
-from fedlearn.cli import agreement, bench, demo, export, keys, party, report
+from fedlearn.cli import agreement, bench, demo, export, keys, party, recipe, report
 from fedlearn.cli.show import err, out
 from fedlearn.errors import CannotWrite, FedlearnError, Interrupted
 
@@ -27,6 +27,7 @@ party.add_to(app)
 demo.add_to(app)
 app.command()(export.export)
 report.add_to(app)
+recipe.add_to(app)
 app.add_typer(keys.app, name="keys")
 app.add_typer(agreement.contract_app, name="contract")
 app.add_typer(agreement.party_app, name="party")

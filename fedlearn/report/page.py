@@ -125,7 +125,7 @@ def _card(name: str, value: object, note: object = "") -> Markup:
 
 def _cards(run: Run) -> Markup:
     facts, found = run.facts, []
-    if "rows_shared" in facts:
+    if facts.get("rows_shared") is not None:  # with one-sided alignment, the passive side does not learn it
         found.append(_card("Shared customers", f"{facts['rows_shared']:,}", f"of {facts['rows']:,} own rows"))
     if "joint" in facts:
         for name, value in facts["joint"].items():
@@ -178,7 +178,7 @@ def _data(run: Run) -> Markup:
     facts, lines = run.facts, []
     lines.append(["Own rows", facts["rows"]])
     lines += [[f"Left out: {name.replace('_', ' ')}", count] for name, count in facts.get("skipped", {}).items()]
-    if "rows_shared" in facts:
+    if facts.get("rows_shared") is not None:
         lines.append(["Shared rows", facts["rows_shared"]])
         lines.append(["Share of own rows found at the peer", facts["rows_shared"] / max(facts["rows"], 1)])
     lines += [[f"Shared rows by {key}", count] for key, count in facts.get("rows_by_key", {}).items()]

@@ -35,7 +35,7 @@ def explain(run: Run, folder: Path) -> dict[str, list[str]]:
 def _happened(run: Run) -> list[str]:
     facts, me, peer = run.facts, run.facts["party"], run.peer
     said = [f"{me} and {peer} ran {facts['job']!r} under the contract {run.contract.name!r}: {run.contract.purpose}."]
-    if "rows_shared" in facts:
+    if facts.get("rows_shared") is not None:
         said.append(f"Of {me}'s {facts['rows']:,} rows, {facts['rows_shared']:,} are of customers whom both have.")
     if run.contract.glm is not None and "steps" in facts:
         said.append(
