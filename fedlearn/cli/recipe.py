@@ -14,7 +14,7 @@ from fedlearn.errors import OwnMistake
 
 def add_to(app: typer.Typer) -> None:
     """Register the command."""
-    app.command(rich_help_panel="Look around")(recipe)
+    app.command(rich_help_panel="Try it on one machine")(recipe)
 
 
 def recipe(

@@ -19,8 +19,8 @@ Folder = Annotated[Path | None, typer.Argument(help="folder of this side's run; 
 
 def add_to(app: typer.Typer) -> None:
     """Register the commands."""
-    app.command()(report)
-    app.command()(explain)
+    for command in (report, explain):
+        app.command(rich_help_panel="Look at what came of it")(command)
 
 
 def report(
