@@ -112,7 +112,7 @@ def ticks(low: float, high: float, count: int = 5) -> F64:
     rough = (high - low) / count
     power = 10.0 ** np.floor(np.log10(rough))
     step = next(power * m for m in (1, 2, 5, 10) if power * m >= rough * 0.999)
-    return np.asarray(np.arange(np.ceil(low / step - 1e-9), np.floor(high / step + 1e-9) + 1) * step)
+    return np.asarray(np.arange(np.ceil(low / step - 1e-9), np.floor(high / step + 1e-9) + 1) * step + 0.0)  # no -0
 
 
 def _axes(frame: Frame, x_label: str, y_label: str) -> Markup:
