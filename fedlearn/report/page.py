@@ -26,7 +26,8 @@ from fedlearn.report.markup import Markup, join, size, table, tag
 F64 = NDArray[np.float64]
 #: Files with rows that the active side keeps: held-out scores of trees, training scores of a regression.
 _SCORED = (("held_out.csv", "held-out rows (cross-validation)"), ("fitted.csv", "training rows"))
-_NAMES = {"auc": "AUC", "ks": "KS", "log_loss": "log-loss", "rmse": "RMSE", "mae": "MAE", "r2": "R²"}
+#: How people write the figures' names.
+NAMES = {"auc": "AUC", "ks": "KS", "log_loss": "log-loss", "rmse": "RMSE", "mae": "MAE", "r2": "R²"}
 
 
 @dataclass(frozen=True)
@@ -130,7 +131,7 @@ def _cards(run: Run) -> Markup:
     if "joint" in facts:
         for name, value in facts["joint"].items():
             alone = f"{facts['party']} alone {facts['alone'][name]:.4f}"
-            found.append(_card(f"{_NAMES.get(name, name)}, joint", f"{value:.4f}", alone))
+            found.append(_card(f"{NAMES.get(name, name)}, joint", f"{value:.4f}", alone))
     if _binary(run):
         gain = curves.uplift_of(run.rows["label"], run.rows["log_odds_joint"], run.rows["log_odds_alone"])
         if gain:

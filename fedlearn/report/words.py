@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 from fedlearn.report.markup import size
-from fedlearn.report.page import Run
+from fedlearn.report.page import NAMES, Run
 
 _FILES = {
-    "share.json": "this side's half of the model; useless without the other half",
+    "share.json": "this side's half of the model; scoring needs both",
     "share.arrow": "the numbers of that half",
     "held_out.csv": "scores of held-out customers, joint and alone, with outcomes: personal data",
     "fitted.csv": "scores of the training customers, joint and alone, with outcomes: personal data",
@@ -46,7 +46,9 @@ def _happened(run: Run) -> list[str]:
     if "joint" in facts:
         name, joint = next(iter(facts["joint"].items()))
         kind = "training" if "coefficients" in facts else "held-out"
-        said.append(f"On {kind} rows the {name} is {facts['alone'][name]:.4f} for {me} alone and {joint:.4f} jointly.")
+        said.append(
+            f"On {kind} rows the {NAMES.get(name, name)} is {facts['alone'][name]:.4f} for {me} alone and {joint:.4f} jointly."
+        )
     if "rows_scored" in facts:
         said.append(f"{facts['rows_scored']:,} rows were scored.")
     seconds = sum(p["seconds"] for p in facts["phases"].values())
