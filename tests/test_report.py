@@ -18,7 +18,7 @@ from sklearn import calibration, metrics
 from fedlearn.cli.main import run as command_line
 from fedlearn.contract import load_contract, load_party
 from fedlearn.errors import FileMissing, OutputExists, WrongModel
-from fedlearn.report import curves, draw, markup, page
+from fedlearn.report import curves, draw, markup, page, words
 from tests.parties import MODULES, Pair, make_keys, make_pair
 
 CARD = {"base_score": 600, "base_odds": 20, "pdo": 30}
@@ -242,6 +242,19 @@ def test_amounts_and_classes(trees: Pair) -> None:
     for line, name in zip(metrics.confusion_matrix(which, said), names, strict=True):
         cells = "".join(f'<td class="n">{n}</td>' for n in line)
         assert f"<td>is {name}</td>{cells}" in text
+
+
+def test_a_prediction_shows_drift_but_no_count_that_its_side_did_not_learn(card: Pair) -> None:
+    """Facts as a one-sided prediction of a scorecard has them on the passive side."""
+    contract = load_contract(load_party(card.party_file("platform")).contract)
+    run = page.load(card.output("platform") / "model", contract, "platform")
+    facts = run.facts | {"job": "predict", "rows_shared": None, "stability_index": {"city": 0.1234, "spend": 0.0}}
+    text = page.page(replace(run, facts=facts))
+    assert "Stability against the training rows" in Outline(text).titles
+    assert "0.1234" in text
+    assert "Shared customers" not in text
+    said = words.explain(replace(run, facts=facts), card.output("platform") / "model")
+    assert not [sentence for sentence in said["What happened"] if "whom both have" in sentence]
 
 
 @pytest.mark.parametrize("width", [400, 1100])

@@ -46,8 +46,9 @@ def _happened(run: Run) -> list[str]:
     if "joint" in facts:
         name, joint = next(iter(facts["joint"].items()))
         kind = "training" if "coefficients" in facts else "held-out"
+        alone = facts["alone"][name]
         said.append(
-            f"On {kind} rows the {NAMES.get(name, name)} is {facts['alone'][name]:.4f} for {me} alone and {joint:.4f} jointly."
+            f"On {kind} rows the {NAMES.get(name, name)} is {alone:.4f} for {me} alone and {joint:.4f} jointly."
         )
     if "rows_scored" in facts:
         said.append(f"{facts['rows_scored']:,} rows were scored.")
