@@ -42,6 +42,7 @@ from fedlearn.models import share as shares
 from fedlearn.protocols import align, align_cached, boost, disclose, handshake, matvec, regression, score
 from fedlearn.protocols.align import Alignment
 from fedlearn.protocols.resume import Start
+from fedlearn.report import page
 from fedlearn.report.metrics import figures
 
 Job = Literal["check", "align", "train", "predict"]
@@ -348,6 +349,7 @@ def _train(channel: Channel, own: Own) -> Summary:
         handshake.part(channel)
         _write_run(folder, summary)
     keeper.remove()
+    page.write(own.folder, own.contract, own.party)  # the model is safe by now, whatever becomes of its report
     return summary
 
 
@@ -372,7 +374,8 @@ def _train_glm(channel: Channel, own: Own, alignment: Alignment, folder: Path) -
     if own.role == "active":
         order, position = own_order(alignment)
         offset = None if own.offset is None else own.offset[order]
-        share, facts = jobs_glm.train_active(channel, contract, own.table.take(order), offset, position, alignment.size)
+        table = own.table.take(order)
+        share, facts = jobs_glm.train_active(channel, contract, table, offset, position, alignment.size, folder)
     else:
         share, facts = jobs_glm.train_passive(channel, contract, own.table.take(alignment.rows))
     facts["warnings"] = [*own.warnings, *facts["warnings"]]

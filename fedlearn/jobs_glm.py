@@ -109,9 +109,13 @@ def _most_columns(glm: Glm, side: Side) -> int:
 
 
 def train_active(
-    channel: Channel, contract: Contract, table: PartyTable, offset: F64 | None, position: I64, universe: int
-) -> tuple[LinearShare, Summary]:
-    """Fit as the active side; ``table`` and ``offset`` are its aligned rows."""
+    channel: Channel, contract: Contract, table: PartyTable, offset: F64 | None, position: I64, universe: int,
+    keep: Path | None = None,
+) -> tuple[LinearShare, Summary]:  # fmt: skip
+    """Fit as the active side; ``table`` and ``offset`` are its aligned rows.
+
+    With ``keep``, it writes fitted.csv into that folder: the training rows' predictions, joint and alone.
+    """
     glm = settings_of(contract)
     if table.label is None:
         raise BadLabel("the active side's table was read without its label")
@@ -120,7 +124,7 @@ def train_active(
     evidence, said = None, []
     if glm.woe:
         with channel.phase("woe"):
-            evidence, own = _own_evidence(table, contract.active, glm)
+            evidence, own = own_evidence(table, contract.active, glm)
             theirs, names = woe.evidence_active(
                 channel, contract, woe.Label(table.label.astype(np.int8), position, universe)
             )
@@ -151,6 +155,8 @@ def train_active(
         facts["correlation"] = {"columns": list(every), "values": result.statistics.correlation.round(6).tolist()}
     with channel.phase("alone"):
         alone = learner.fit(rows, glm, None, design.names)
+    if keep is not None:
+        _write_fitted(keep / "fitted.csv", table, glm, fit.eta, alone.eta)
     facts |= _progress(fit.converged, len(fit.changes), fit.changes, glm, len(fit.coefficients) - own_size) | {
         "model_id": result.model_id.hex(),
         "coefficients": share.table(),
@@ -190,7 +196,8 @@ def train_passive(channel: Channel, contract: Contract, table: PartyTable) -> tu
     return share, facts
 
 
-def _own_evidence(table: PartyTable, side: Side, glm: Glm) -> tuple[tuple[Evidence, ...], list[Groups]]:
+def own_evidence(table: PartyTable, side: Side, glm: Glm) -> tuple[tuple[Evidence, ...], list[Groups]]:
+    """Weights of evidence of a table that has the label itself, and the groups they come from."""
     found, groups = [], []
     label = np.asarray(table.label)
     for codes in fit_codes(table, side.features, glm):
@@ -335,6 +342,16 @@ def _reason_columns(
 
 
 # --- files -------------------------------------------------------------------------------------------
+
+
+def _write_fitted(path: Path, table: PartyTable, glm: Glm, joint: F64, alone: F64) -> None:
+    """The training rows' predictions by the joint model and by this side's own, for the report."""
+    columns: dict[str, Any] = {"id": table.ids.to_pylist(), "label": table.label}
+    for suffix, eta in (("joint", joint), ("alone", alone)):
+        mean = learner.family_of(glm).mean(eta)
+        own = {"probability": mean, "log_odds": eta} if glm.family == "logistic" else {"prediction": mean}
+        columns |= {f"{name}_{suffix}": values for name, values in own.items()}
+    csv.write_csv(pa.table({name: pa.array(values) for name, values in columns.items()}), path)
 
 
 def save(share: LinearShare, folder: Path, contract: Contract, party: str, role: str) -> Summary:

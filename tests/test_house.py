@@ -32,7 +32,7 @@ ALLOWED = {
     "models.forest": {"kernels"},
     "learner": {"contract", "crypto", "errors", "kernels", "learner", "models.forest"},
     "protocols": {"channel", "contract", "crypto", "errors", "kernels", "learner", "models.forest", "protocols", "v1"},
-    "report": {"contract", "learner", "report"},
+    "report": {"contract", "errors", "learner", "report"},
 }
 #: What anyone may take from the package itself.
 CONSTANTS = {"", "PROTOCOL_VERSION", "__version__"}

@@ -19,29 +19,44 @@ File = Annotated[Path, typer.Argument(help="the TOML file")]
 
 @contract_app.command("schema")
 def contract_schema() -> None:
-    """Print the JSON schema of contract.toml."""
+    """Print the JSON schema of contract.toml.
+
+    Example: fedlearn contract schema > contract.schema.json
+    """
     out.print_json(json.dumps(Contract.model_json_schema()))
 
 
 @contract_app.command("hash")
 def contract_hash(file: File) -> None:
-    """Print the hash that both sides must agree on."""
+    """Print the hash that both sides must agree on.
+
+    Example: fedlearn contract hash contract.toml      (and the peer compares it with its own)
+    """
     out.print(load_contract(file).hash().hex(), highlight=False)
 
 
 @contract_app.command("show")
 def contract_show(file: File) -> None:
-    """Print a contract with every default filled in."""
+    """Print a contract with every default filled in, as JSON.
+
+    Example: fedlearn contract show contract.toml
+    """
     out.print_json(load_contract(file).model_dump_json())
 
 
 @party_app.command("schema")
 def party_schema() -> None:
-    """Print the JSON schema of party.toml."""
+    """Print the JSON schema of party.toml.
+
+    Example: fedlearn party schema > party.schema.json
+    """
     out.print_json(json.dumps(PartyFile.model_json_schema()))
 
 
 @party_app.command("show")
 def party_show(file: File) -> None:
-    """Print a party file with every default filled in."""
+    """Print a party file with every default filled in, as JSON.
+
+    Example: fedlearn party show party.toml
+    """
     out.print_json(load_party(file).model_dump_json())

@@ -13,7 +13,7 @@ from fedlearn.cli import show
 
 def add_to(app: typer.Typer) -> None:
     """Register the command."""
-    app.command()(demo)
+    app.command(rich_help_panel="Try it on one machine")(demo)
 
 
 def demo(

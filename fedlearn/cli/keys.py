@@ -17,13 +17,19 @@ Folder = Annotated[Path, typer.Argument(help="folder to write to, or to read the
 
 @app.command()
 def authority(folder: Folder, name: Annotated[str, typer.Option(help="name in the certificate")] = "fedlearn") -> None:
-    """Make a certificate authority. Keep authority.key to yourself; give authority.pem to both parties."""
+    """Make a certificate authority. Keep authority.key to yourself; give authority.pem to both parties.
+
+    Example: fedlearn keys authority authority --name "our authority"
+    """
     out.print(facts_table(f"authority in {folder}", vars(keys.create_authority(folder, name))))
 
 
 @app.command()
 def request(folder: Folder, party: Annotated[str, typer.Option(help="the party's name in the contract")]) -> None:
-    """Make a party's private key and its request; the key never leaves the party."""
+    """Make a party's private key and its request; the key never leaves the party.
+
+    Example: fedlearn keys request keys --party bank
+    """
     out.print(f"request for the authority: {keys.create_request(folder, party)}")
 
 
@@ -34,5 +40,8 @@ def sign(
     certificate: Annotated[Path, typer.Option(help="where to write the party's certificate")],
     days: Annotated[int, typer.Option(help="how long it is valid")] = 825,
 ) -> None:
-    """Sign a party's request with the authority in FOLDER."""
+    """Sign a party's request with the authority in FOLDER.
+
+    Example: fedlearn keys sign authority --request keys/bank.csr --certificate keys/bank.pem
+    """
     out.print(facts_table(str(certificate), vars(keys.sign_request(folder, request, certificate, days))))

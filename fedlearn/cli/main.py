@@ -12,7 +12,7 @@ import typer
 from rich.text import Text
 
 from fedlearn import __version__
-from fedlearn.cli import agreement, bench, demo, export, keys, party
+from fedlearn.cli import agreement, bench, demo, export, keys, party, recipe, report
 from fedlearn.cli.show import err, out
 from fedlearn.errors import CannotWrite, FedlearnError, Interrupted
 
@@ -25,16 +25,21 @@ app = typer.Typer(
 )
 party.add_to(app)
 demo.add_to(app)
-app.command()(export.export)
-app.add_typer(keys.app, name="keys")
-app.add_typer(agreement.contract_app, name="contract")
-app.add_typer(agreement.party_app, name="party")
-app.add_typer(bench.app, name="bench")
+app.command(rich_help_panel="Look at what came of it")(export.export)
+report.add_to(app)
+recipe.add_to(app)
+app.add_typer(keys.app, name="keys", rich_help_panel="Set up")
+app.add_typer(agreement.contract_app, name="contract", rich_help_panel="Set up")
+app.add_typer(agreement.party_app, name="party", rich_help_panel="Set up")
+app.add_typer(bench.app, name="bench", rich_help_panel="Measure")
 
 
-@app.command()
+@app.command(rich_help_panel="Set up")
 def version() -> None:
-    """Print the release."""
+    """Print the release.
+
+    Example: fedlearn version
+    """
     out.print(__version__)
 
 

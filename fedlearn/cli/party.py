@@ -32,8 +32,9 @@ Alone = Annotated[bool, typer.Option("--alone", help="check this side only; do n
 
 def add_to(app: typer.Typer) -> None:
     """Register the jobs on the command tree."""
-    for command in (check, prepare, align, train, predict, simulate):
-        app.command()(command)
+    for command in (check, prepare, align, train, predict):
+        app.command(rich_help_panel="Work with the other party")(command)
+    app.command(rich_help_panel="Try it on one machine")(simulate)
 
 
 def check(
@@ -73,7 +74,10 @@ def align(
     as_json: Json = False,
     style: Style = "auto",
 ) -> None:
-    """Find the shared customers by private set intersection; kept for the training runs that follow."""
+    """Find the shared customers by private set intersection; kept for the training runs that follow.
+
+    Example: party-a align      (and party-b align at the other end)
+    """
     _run("align", party, as_json, style, out=out, overrides=_overrides(data, listen, connect))
 
 
@@ -124,7 +128,10 @@ def simulate(
     as_json: Json = False,
     style: Style = "auto",
 ) -> None:
-    """Run both parties of a job in this one process; no network, every message still serialised and checked."""
+    """Run both parties of a job in this one process; no network, every message still serialised and checked.
+
+    Example: fedlearn simulate bank.toml platform.toml --job train --json
+    """
     if len(parties) != 2 or job not in ("check", "align", "train", "predict"):
         raise OwnMistake("simulate takes two party files and --job check, align, train or predict")
     sides = {own.role: own for own in (jobs.prepare(load_party(path), job, resume=resume) for path in parties)}  # type: ignore[arg-type]
