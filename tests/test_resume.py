@@ -602,7 +602,8 @@ def test_killed_and_resumed(tmp_path: Path, keyring: Path, capsys: pytest.Captur
         assert "resumed_after_round" not in in_one_go[party]
     assert said["bank"]["joint"] == in_one_go["bank"]["joint"]
     assert said["bank"]["kl_nats"] > in_one_go["bank"]["kl_nats"]
-    assert {"share.json", "share.arrow", "run.json"} == {p.name for p in (pair.output("platform") / "model").iterdir()}
+    files = {p.name for p in (pair.output("platform") / "model").iterdir()}
+    assert files == {"share.json", "share.arrow", "run.json", "reference.json"}
 
 
 @pytest.mark.processes

@@ -12,7 +12,7 @@ import typer
 from rich.text import Text
 
 from fedlearn import __version__
-from fedlearn.cli import agreement, bench, demo, export, keys, party
+from fedlearn.cli import agreement, bench, demo, export, keys, party, service
 from fedlearn.cli.show import err, out
 from fedlearn.errors import CannotWrite, FedlearnError, Interrupted
 
@@ -30,6 +30,8 @@ app.add_typer(keys.app, name="keys")
 app.add_typer(agreement.contract_app, name="contract")
 app.add_typer(agreement.party_app, name="party")
 app.add_typer(bench.app, name="bench")
+app.add_typer(service.registry_app, name="registry")
+app.add_typer(service.audit_app, name="audit")
 
 
 @app.command()
