@@ -64,7 +64,7 @@ class Server:
         ]
         options = [*_OPTIONS, ("grpc.so_reuseport", 0), ("grpc.server_handshake_timeout_ms", 10_000)]
         pool = ThreadPoolExecutor(workers, thread_name_prefix="serve")
-        self._server = grpc.server(pool, handlers=handlers, options=options, maximum_concurrent_rpcs=2 * workers)
+        self._server = grpc.server(pool, handlers=handlers, options=options, maximum_concurrent_rpcs=8 * workers)
         credentials = grpc.dynamic_ssl_server_credentials(
             self._configuration(), self._fetch, require_client_authentication=True
         )
