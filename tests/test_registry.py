@@ -110,6 +110,18 @@ def test_a_registry_that_was_changed_is_found(registry: Registry, tmp_path: Path
         registry.list()
 
 
+def test_a_new_key_signs_anew_what_the_old_one_signed(registry: Registry, key: Path, tmp_path: Path) -> None:
+    keys.create_request(tmp_path, "platform")
+    fresh = Registry(registry.folder, tmp_path / "platform.key")
+    with pytest.raises(WrongModel):
+        fresh.list()
+    with pytest.raises(WrongModel, match="not signed with"):
+        fresh.resign(tmp_path / "platform.key")
+    assert len(registry.list()) == 2
+    assert fresh.resign(key) == 4
+    assert [entry.label for entry in fresh.list()] == ["credit-1", "credit-2"]
+
+
 def test_another_partys_share_is_not_entered(registry: Registry, tmp_path: Path) -> None:
     with pytest.raises(WrongModel, match="belongs to party"):
         registry.add(tmp_path / "share1", "credit", CONTRACT, "bank")

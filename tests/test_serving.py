@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.client
 import json
 import signal
+import socket
 import ssl
 import threading
 import time
@@ -15,6 +16,7 @@ from typing import Any
 
 import pytest
 
+from fedlearn import keys
 from fedlearn.contract import load_party
 from fedlearn.service import audit
 from fedlearn.service.common import Refusal
@@ -149,6 +151,10 @@ def test_the_scores_of_batch_a_decision_and_two_logs_that_agree(pair: Pair, runn
             assert reply.decision == ("approve" if low else "refer" if reply.probability <= 0.6 else "decline")
             assert not reply.fallback
             assert reply.model == "model-1"
+        rotate(pair, "platform")
+        fresh = ssl.PEM_cert_to_DER_cert(load_party(pair.party_file("platform")).tls.certificate.read_text())
+        wait_for(lambda: certificate_of(pair, "platform") == fresh)
+        ask(client, shared_applicants(pair)[0])
     page = pair.settings["platform"]["service"]["status"]
     with urllib.request.urlopen(f"http://{page}/metrics") as answer:
         text = answer.read().decode()
@@ -252,6 +258,27 @@ def test_a_scorecard_with_reasons_limits_and_a_database(tmp_path: Path, keyring:
         assert command(pair, "bank", "registry", "retire", "model", "1", "--json") == 0
         wait_for(lambda: status(client, applicants[2]) == "no-model")
         assert command(pair, "bank", "registry", "promote", "model", "1", "--json") == 40
+
+
+def rotate(pair: Pair, party: str) -> None:
+    """A new certificate over the old one, for the same key."""
+    tls = load_party(pair.party_file(party)).tls
+    request = keys.renew_request(tls.key.parent, party)
+    fresh = pair.folder / "fresh.pem"
+    keys.sign_request(pair.keyring / "ca", request, fresh)
+    fresh.replace(tls.certificate)
+
+
+def certificate_of(pair: Pair, party: str) -> bytes | None:
+    """What a service shows to a new connection."""
+    tls = load_party(pair.party_file("bank")).tls
+    context = ssl.create_default_context(cafile=tls.authority)
+    context.set_alpn_protocols(["h2"])
+    context.load_cert_chain(tls.certificate, tls.key)
+    host, _, port = pair.settings[party]["service"]["listen"].rpartition(":")
+    plain = socket.create_connection((host, int(port)), 5)
+    with context.wrap_socket(plain, server_hostname=party) as secure:
+        return secure.getpeercert(binary_form=True)
 
 
 def answered(client: Client, applicant: str) -> bool:

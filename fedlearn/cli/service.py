@@ -91,6 +91,14 @@ def retire(party: PartyPath, name: Name, version: Version, as_json: Json = False
     _tell(open_registry(load_party(party))[0].retire(name, version), as_json)
 
 
+@registry_app.command()
+def resign(
+    party: PartyPath, former: Annotated[Path, typer.Option(help="PEM file of the key that signed so far")]
+) -> None:
+    """Sign the registry anew after this party's key was replaced."""
+    show.out.print(f"{open_registry(load_party(party))[0].resign(former)} entries and states signed with the new key")
+
+
 def _tell(entry: Entry, as_json: bool) -> None:
     facts: dict[str, Any] = {**entry.facts, "state": entry.state}
     if as_json:

@@ -152,6 +152,27 @@ class Registry:
             if not path.is_file() or _digest(path) != digest:
                 raise WrongModel(f"{path} is not the file that was entered into the registry")
 
+    def resign(self, former: Path) -> int:
+        """Sign everything anew that the key ``former`` signed, after this party has changed its key.
+
+        Returns:
+            how many entries and states were signed.
+
+        Raises:
+            WrongModel: something was not signed with ``former``; nothing is changed then.
+        """
+        count = 0
+        with self._open() as base:
+            for table in ("entries", "states"):
+                rows = base.execute(f"SELECT rowid, body, signature FROM {table}").fetchall()  # noqa: S608  (ours)
+                for row, body, signature in rows:
+                    if not is_signed(former, _SIGNED + body.encode(), signature):
+                        raise WrongModel(f"row {row} of {table} in {self.folder} is not signed with {former}")
+                    fresh = sign(self._key, _SIGNED + body.encode())
+                    base.execute(f"UPDATE {table} SET signature = ? WHERE rowid = ?", (fresh, row))  # noqa: S608
+                    count += 1
+        return count
+
     def last_change(self) -> int:
         """A number that grows with every change."""
         with self._open() as base:
