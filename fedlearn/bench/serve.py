@@ -8,6 +8,7 @@ machine.
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import tempfile
@@ -61,13 +62,15 @@ def measure(setting: Setting) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as place, ExitStack() as stack:
         folder = Path(place)
         files = _prepare(folder, setting)
-        for party in PARTIES[::-1]:
-            stack.enter_context(_service(files[party]))
+        running = {party: stack.enter_context(_service(files[party])) for party in PARTIES[::-1]}
         own = load_party(files["active"])
         client = Client(str(own.service and own.service.listen), own.tls, "active", "active", "Score")
         stack.callback(client.close)
         _load(client, 200.0, _WARM_UP, "warm")
+        before = {party: _cpu_seconds(pid) for party, pid in running.items()}
         found = _load(client, setting.rate, round(setting.rate * setting.seconds), "load")
+        used = {party: _cpu_seconds(pid) - before[party] for party, pid in running.items()}
+        found |= {f"cpu_ms_{party}": round(1000 * used[party] / found["requests"], 3) for party in PARTIES}
         agreed = audit.agree(folder / "active" / "audit.jsonl", folder / "passive" / "audit.jsonl")
     return {
         "mode": "plain", "trees": setting.trees, "depth": setting.depth, "rate": setting.rate,
@@ -111,7 +114,8 @@ def _load(client: Client, rate: float, count: int, name: str) -> dict[str, Any]:
 
 
 @contextmanager
-def _service(file: Path) -> Iterator[None]:
+def _service(file: Path) -> Iterator[int]:
+    """A running service's process ID."""
     process = subprocess.Popen(
         [sys.executable, "-m", "fedlearn", "serve", "--party", str(file)], stderr=subprocess.PIPE, text=True
     )
@@ -124,10 +128,19 @@ def _service(file: Path) -> Iterator[None]:
         else:
             raise FedlearnError(f"the service of {file} did not start: {''.join(lines).strip()[-2000:]}")
         threading.Thread(target=lambda: list(process.stderr or ()), daemon=True).start()  # nobody waits for a full pipe
-        yield
+        yield process.pid
     finally:
         process.terminate()
         process.wait(30)
+
+
+def _cpu_seconds(pid: int) -> float:
+    """Processor time of a process so far; 0 where the system does not tell."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
+    except OSError:
+        return 0.0
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 # --- what is served ----------------------------------------------------------------------------------
