@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gc
 import ssl
-import sys
 import threading
 import time
 from collections.abc import Callable
@@ -69,7 +68,6 @@ def serve(party: PartyFile, stop: threading.Event) -> None:
         server.start()
         gc.collect()
         gc.freeze()  # tables and models stay: no need to look through them again and again
-        sys.setswitchinterval(0.001)
         log("ready", party=party.party, role=role, models=[model.entry.label for model in models.served.values()])
         _watch(party, models, client, context, stop)
         log("draining")
