@@ -268,6 +268,18 @@ class Privacy(_Strict):
     delta: float = Field(gt=0, le=0.01, description="δ; well below one over the number of rows")
 
 
+class Serving(_Strict):
+    """Online scoring, one applicant at a time, for these purposes and within these limits; without this table, none.
+
+    ``plain``: the active side sends the applicant's identifier and learns the passive side's part of the score.
+    """
+
+    mode: Literal["plain"] = "plain"
+    purposes: tuple[Name, ...] = Field(min_length=1, description="what a request may be for")
+    per_second: float = Field(1000, gt=0, description="requests a second that the passive side answers")
+    per_day: int = Field(10_000_000, ge=1, description="requests a day (UTC) that the passive side answers")
+
+
 class Contract(_Strict):
     """Everything that both sides agree to."""
 
@@ -286,6 +298,7 @@ class Contract(_Strict):
     budget: Budget = Budget()
     privacy: Privacy | None = None
     disclosure: Disclosure = Disclosure()
+    serving: Serving | None = None
 
     @property
     def target(self) -> Literal["binary", "classes", "number", "count"]:
@@ -335,8 +348,18 @@ class Contract(_Strict):
         return self
 
     def hash(self) -> bytes:
-        """SHA-256 over the canonical JSON of all fields, defaults included."""
-        body = json.dumps(self.model_dump(mode="json"), sort_keys=True, separators=(",", ":"))
+        """SHA-256 over the canonical JSON of all fields but ``serving``, defaults included.
+
+        Models carry it, so that serving can be agreed for a model that is there; see :meth:`serving_hash`.
+        """
+        return self._hash({"serving"})
+
+    def serving_hash(self) -> bytes:
+        """SHA-256 over all fields, ``serving`` included: both sides compare it at every online request."""
+        return self._hash(set())
+
+    def _hash(self, without: set[str]) -> bytes:
+        body = json.dumps(self.model_dump(mode="json", exclude=without), sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(body.encode()).digest()
 
     def check_not_expired(self) -> None:
@@ -431,6 +454,62 @@ class Output(_Strict):
     folder: Path
 
 
+class Store(_Strict):
+    """Where online features come from: a table in memory (CSV or Parquet), or SQLite by the normalised key."""
+
+    kind: Literal["table", "sqlite"] = "table"
+    path: Path
+    table: Name = Field("features", description="of the SQLite database; its key column holds normalised keys")
+
+
+class Caller(_Strict):
+    """One of the lender's own systems, known by the name in its certificate."""
+
+    per_second: float = Field(1000, gt=0)
+    per_day: int = Field(10_000_000, ge=1)
+
+
+class Band(_Strict):
+    """Decision for values up to and including ``up_to``; the last band has none. Bands ascend."""
+
+    name: Name
+    decision: Name
+    up_to: float | None = None
+
+
+class Service(_Strict):
+    """Online scoring on this side. ``peer``, ``http``, ``callers`` and decisions are the active side's."""
+
+    listen: str = Field(description="host:port of the gRPC service, mutual TLS")
+    http: str | None = Field(None, description="host:port of the HTTP/JSON endpoint, mutual TLS")
+    status: str | None = Field(None, description="host:port of health and metrics; plain HTTP, nothing personal")
+    peer: str | None = Field(None, description="host:port of the passive side's service")
+    model: Name = Field("model", description="name in the registry")
+    fallback: Name | None = Field(None, description="name in the registry of a model of this side alone")
+    registry: Path = Path("registry")
+    audit: Path = Path("audit.jsonl")
+    store: Store
+    callers: dict[Name, Caller] = {}
+    deadline_ms: int = Field(100, ge=5, le=60_000, description="for the passive side's part of an answer")
+    workers: int = Field(16, ge=1, le=256, description="requests under way at once; seven times as many may wait")
+    most_missing: float = Field(0.5, ge=0, le=1, description="largest share of missing features that is scored")
+    challenger_share: float = Field(0.0, ge=0, le=1, description="share of applicants scored by the challenger")
+    measure: Literal["probability", "score"] = Field("probability", description="what bands are about")
+    bands: tuple[Band, ...] = ()
+
+    @field_validator("listen", "http", "status", "peer")
+    @classmethod
+    def _host_port(cls, value: str | None) -> str | None:
+        return Network._host_port(value)
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Service:
+        cuts = [band.up_to for band in self.bands]
+        if cuts and (cuts[-1] is not None or None in cuts[:-1] or cuts[:-1] != sorted(set(cuts[:-1]))):  # type: ignore[type-var]
+            raise ValueError("bands must ascend by up_to, and only the last has none")
+        return self
+
+
 class PartyFile(_Strict):
     """One party's private settings. Relative paths are taken from the file's own folder."""
 
@@ -440,6 +519,7 @@ class PartyFile(_Strict):
     network: Network
     tls: Tls
     output: Output
+    service: Service | None = None
 
 
 T = TypeVar("T", bound=BaseModel)
@@ -481,12 +561,18 @@ def load_party(path: Path, overrides: dict[str, Any] | None = None) -> PartyFile
         return Path(os.path.normpath(base / given))
 
     tls = {name: placed(given) for name, given in party.tls}
+    service = party.service
+    if service is not None:
+        store = service.store.model_copy(update={"path": placed(service.store.path)})
+        places = {"registry": placed(service.registry), "audit": placed(service.audit), "store": store}
+        service = service.model_copy(update=places)
     return party.model_copy(
         update={
             "contract": placed(party.contract),
             "data": party.data.model_copy(update={"path": party.data.path and placed(party.data.path)}),
             "tls": party.tls.model_copy(update=tls),
             "output": party.output.model_copy(update={"folder": placed(party.output.folder)}),
+            "service": service,
         }
     )
 

@@ -124,6 +124,13 @@ class AmbiguousIds(OwnMistake):
     resolve = "Find the rows whose keys belong to different people, on both sides, or align by one key."
 
 
+class BadAudit(OwnMistake):
+    """An audit log that was changed after it was written, or that does not agree with the other side's."""
+
+    exit_code = 38
+    resolve = "Compare with a copy of the log, and find out who could write to it."
+
+
 class BadIds(OwnMistake):
     """A key column holds a value that is no such identifier: a wrong check digit, an impossible phone number."""
 

@@ -37,7 +37,7 @@ from fedlearn.learner import booster
 from fedlearn.learner.booster import Rows
 from fedlearn.learner.grower import Features
 from fedlearn.learner.objective import objective_of
-from fedlearn.models import checkpoint, linear
+from fedlearn.models import checkpoint, linear, reference
 from fedlearn.models import share as shares
 from fedlearn.protocols import align, align_cached, boost, disclose, handshake, matvec, regression, score
 from fedlearn.protocols.align import Alignment
@@ -404,6 +404,7 @@ def _train_active(
         disclosed = share_of(told, contract, result.model_id)
     share = shares.ActiveShare(result.model_id, binning, forest, len(forest.passive_splits), result.names, disclosed)
     shares.save(share, folder, contract, own.party)
+    reference.save(folder, binning, rows.bins, result.fit.margins[0])
     opaque = tuple(f"{contract.passive.name}#{k}" for k in range(len(contract.passive.features)))
     facts: Summary = {
         **_start_facts(own, result.start),
@@ -441,6 +442,7 @@ def _train_passive(
     if contract.disclosure.model:
         disclose.send(channel, contract, splits_of(share))
     shares.save(share, folder, contract, own.party)
+    reference.save(folder, binning, data.bins)
     used = np.bincount(result.feature, minlength=len(binning.features))
     return {
         **_start_facts(own, result.start),

@@ -172,6 +172,25 @@ def train_active(
     return share, facts
 
 
+def train_alone(
+    contract: Contract, table: PartyTable, offset: F64 | None, model_id: bytes
+) -> tuple[LinearShare, Summary]:
+    """Fit the active side's own columns by themselves; nothing is sent."""
+    glm = settings_of(contract)
+    evidence = _own_evidence(table, contract.active, glm)[0] if glm.woe else None
+    design, said = fit_design(table, contract.active.features, evidence, glm.bins, glm.least_iv)
+    columns = design.standardised(table)
+    if not glm.l2:
+        regression.check_independent(columns, design.names)
+    label = np.asarray(table.label, np.float64)
+    weight = np.ones(table.rows) if table.weight is None else table.weight
+    rows = learner.Rows(columns, label, weight, np.zeros(table.rows) if offset is None else offset)
+    fit = learner.fit(rows, glm, None, design.names)
+    deciles = np.quantile(fit.eta, np.arange(1, 10) / 10)
+    share = LinearShare("active", model_id, design, fit.coefficients[1:], float(fit.coefficients[0]), deciles=deciles)
+    return share, {"alone": linear_figures(glm, label, fit.eta), "warnings": said + _unconverged(fit.converged, glm)}
+
+
 def train_passive(channel: Channel, contract: Contract, table: PartyTable) -> tuple[LinearShare, Summary]:
     """Serve a fit as the passive side; ``table`` is its rows of the shared order."""
     glm = settings_of(contract)

@@ -91,6 +91,23 @@ def create_request(folder: Path, party: str) -> Path:
     return request_path
 
 
+def renew_request(folder: Path, party: str) -> Path:
+    """A request for a new certificate for the key that a party has: what it signed stays signed.
+
+    Returns:
+        ``<party>-renewal.csr``, to be sent to the authority.
+
+    Raises:
+        FileMissing, BadCertificate: there is no such key.
+        OutputExists: there is such a request already.
+    """
+    key, path = _signing_key(folder / f"{party}.key"), folder / f"{party}-renewal.csr"
+    builder = x509.CertificateSigningRequestBuilder().subject_name(_common_name(party))
+    request = builder.add_extension(_alternative_name(party), critical=False).sign(key, hashes.SHA256())
+    _write(path, request.public_bytes(serialization.Encoding.PEM))
+    return path
+
+
 def sign_request(authority_folder: Path, csr_path: Path, out_path: Path, days: int = 825) -> CertificateSummary:
     """Sign a party's request. Only its name and public key are taken over; all else is this release's choice.
 

@@ -40,3 +40,12 @@ def test_matvec() -> None:
     assert said["exact"]
     assert said["paillier_ratio"] > 1
     assert said["seconds_wall"] > 0
+
+
+@pytest.mark.processes
+def test_serve() -> None:
+    said = bench("serve", "--rate", "50", "--seconds", "1", "--trees", "20", "--depth", "3")
+    assert said["requests"] == 50
+    assert said["failed"] == 0
+    assert 0 < said["p50_ms"] <= said["p99_ms"]
+    assert said["in_both_logs"] == 350  # the warm-up's, too

@@ -132,6 +132,7 @@ def test_the_joint_model_is_better_and_both_hold_a_share(pair: Pair, done: dict[
         "share.arrow",
         "run.json",
         "report.html",
+        "reference.json",
     }
 
 

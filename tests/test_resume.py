@@ -603,7 +603,7 @@ def test_killed_and_resumed(tmp_path: Path, keyring: Path, capsys: pytest.Captur
     assert said["bank"]["joint"] == in_one_go["bank"]["joint"]
     assert said["bank"]["kl_nats"] > in_one_go["bank"]["kl_nats"]
     left = {p.name for p in (pair.output("platform") / "model").iterdir()}
-    assert left == {"share.json", "share.arrow", "run.json", "report.html"}
+    assert left == {"share.json", "share.arrow", "run.json", "report.html", "reference.json"}
 
 
 @pytest.mark.processes

@@ -185,3 +185,24 @@ def _show(title: str, result: dict[str, Any], as_json: bool) -> None:
         print(json.dumps(result))
     else:
         show.out.print(show.facts_table(title, result))
+
+
+@app.command()
+def serve(
+    mode: Annotated[str, typer.Option(help="plain")] = "plain",
+    rate: Annotated[float, typer.Option(min=1, help="requests a second")] = 100.0,
+    seconds: Annotated[float, typer.Option(min=0.1, help="how long")] = 10.0,
+    trees: Annotated[int, typer.Option(min=1, help="trees of the model")] = 100,
+    depth: Annotated[int, typer.Option(min=1, max=12, help="their depth")] = 5,
+    as_json: Annotated[bool, typer.Option("--json", help="print JSON")] = False,
+) -> None:
+    """Online scoring, both services as processes over mutual TLS, the load on the same machine.
+
+    Example: fedlearn bench serve --mode plain --rate 100 --seconds 10 --json
+    """
+    from fedlearn.bench import serve as bench
+    from fedlearn.errors import OwnMistake
+
+    if mode != "plain":
+        raise OwnMistake(f"--mode {mode} is not plain, the only mode there is")
+    _show("online scoring", bench.measure(bench.Setting(rate, seconds, trees, depth)), as_json)

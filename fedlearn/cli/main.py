@@ -12,7 +12,7 @@ import typer
 from rich.text import Text
 
 from fedlearn import __version__
-from fedlearn.cli import agreement, bench, demo, export, keys, party, recipe, report
+from fedlearn.cli import agreement, bench, demo, export, keys, party, recipe, report, service
 from fedlearn.cli.show import err, out
 from fedlearn.errors import CannotWrite, FedlearnError, Interrupted
 
@@ -31,6 +31,8 @@ recipe.add_to(app)
 app.add_typer(keys.app, name="keys", rich_help_panel="Set up")
 app.add_typer(agreement.contract_app, name="contract", rich_help_panel="Set up")
 app.add_typer(agreement.party_app, name="party", rich_help_panel="Set up")
+app.add_typer(service.registry_app, name="registry", rich_help_panel="Put a model to work")
+app.add_typer(service.audit_app, name="audit", rich_help_panel="Put a model to work")
 app.add_typer(bench.app, name="bench", rich_help_panel="Measure")
 
 

@@ -32,8 +32,9 @@ Alone = Annotated[bool, typer.Option("--alone", help="check this side only; do n
 
 def add_to(app: typer.Typer) -> None:
     """Register the jobs on the command tree."""
-    for command in (check, prepare, align, train, predict):
+    for command in (check, prepare, align, train, train_alone, predict):
         app.command(rich_help_panel="Work with the other party")(command)
+    app.command(rich_help_panel="Put a model to work")(serve)
     app.command(rich_help_panel="Try it on one machine")(simulate)
 
 
@@ -119,6 +120,35 @@ def predict(
     Example: party-b predict --data new_applicants.csv
     """
     _run("predict", party, as_json, style, model=model, out=out, overrides=_overrides(data, listen, connect))
+
+
+def train_alone(
+    party: PartyPath,
+    out: Annotated[Path | None, typer.Option("--out", help="<output>/alone by default")] = None,
+    as_json: Json = False,
+) -> None:
+    """Train a model of the side with labels alone, as a fallback for online scoring; the peer is not asked."""
+    from fedlearn.jobs_alone import train_alone as job
+
+    own = load_party(party)
+    result = job(own, out or own.output.folder / "alone")
+    if as_json:
+        print(json.dumps(result))
+    else:
+        plain = {name: value for name, value in result.items() if not isinstance(value, list | dict)}
+        show.out.print(show.facts_table(f"{own.party} alone", plain))
+
+
+def serve(party: PartyPath) -> None:
+    """Score applicants online until SIGTERM; the log goes to standard error, one JSON object a line.
+
+    Example: party-a serve      (and party-b serve at the other end)
+    """
+    import threading
+
+    from fedlearn.service.host import serve as run
+
+    run(load_party(party), threading.Event())
 
 
 def simulate(

@@ -1,0 +1,222 @@
+"""``fedlearn bench serve``: latency of online scoring, both services as processes on loopback over mutual TLS.
+
+Requests come at even intervals whether or not earlier ones were answered, and a request's time counts from the moment
+it was due, so that a service that falls behind shows. The trees are complete, of random splits on random features of
+both sides: what a request costs depends on their number and depth alone. The load comes from this process, on the same
+machine.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import tomli_w
+from pyarrow import parquet
+
+from fedlearn import keys
+from fedlearn.bench.pair import PARTIES, free_port
+from fedlearn.contract import Align, Boost, Contract, Key, Label, Serving, Side, Tls, load_party
+from fedlearn.data import Binning, FeatureBins
+from fedlearn.errors import FedlearnError
+from fedlearn.kernels.trees import MASK
+from fedlearn.models import share as trees
+from fedlearn.models.forest import Forest
+from fedlearn.service import audit
+from fedlearn.service.registry import open_registry
+from fedlearn.service.rpc import Client
+from fedlearn.v1 import serve_pb2 as pb
+
+_ROWS, _FEATURES, _BINS = 20_000, 15, 32
+_WARM_UP = 300
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What is measured: requests a second, for so many seconds, on a model of this size."""
+
+    rate: float = 100.0
+    seconds: float = 10.0
+    trees: int = 100
+    depth: int = 5
+
+
+def measure(setting: Setting) -> dict[str, Any]:
+    """Start both services, send the load, and compare both audit logs.
+
+    Raises:
+        FedlearnError: a service did not start.
+    """
+    with tempfile.TemporaryDirectory() as place, ExitStack() as stack:
+        folder = Path(place)
+        files = _prepare(folder, setting)
+        running = {party: stack.enter_context(_service(files[party])) for party in PARTIES[::-1]}
+        own = load_party(files["active"])
+        client = Client(str(own.service and own.service.listen), own.tls, "active", "active", "Score")
+        stack.callback(client.close)
+        _load(client, 200.0, _WARM_UP, "warm")
+        before = {party: _cpu_seconds(pid) for party, pid in running.items()}
+        found = _load(client, setting.rate, round(setting.rate * setting.seconds), "load")
+        used = {party: _cpu_seconds(pid) - before[party] for party, pid in running.items()}
+        found |= {f"cpu_ms_{party}": round(1000 * used[party] / found["requests"], 3) for party in PARTIES}
+        agreed = audit.agree(folder / "active" / "audit.jsonl", folder / "passive" / "audit.jsonl")
+    return {
+        "mode": "plain", "trees": setting.trees, "depth": setting.depth, "rate": setting.rate,
+        "seconds": setting.seconds, **found, "in_both_logs": agreed["scored"],
+    }  # fmt: skip
+
+
+def _load(client: Client, rate: float, count: int, name: str) -> dict[str, Any]:
+    times, failed = np.full(count, np.nan), [0]
+    ended = threading.Semaphore(0)
+    start = time.perf_counter() + 0.05
+
+    def send(n: int) -> None:
+        request = pb.ScoreRequest(
+            protocol=1, request_id=f"{name}-{n:09d}", applicant=f"{(n * 7919) % _ROWS:09d}", purpose="bench",
+            consent=f"consent-{n}", consent_expires="2999-12-31",
+        )  # fmt: skip
+        due = start + n / rate
+
+        def done(answered: bool) -> None:
+            if answered:
+                times[n] = time.perf_counter() - due
+            else:
+                failed[0] += 1
+            ended.release()
+
+        client.begin(request.SerializeToString(), 10.0, done)
+
+    for n in range(count):
+        time.sleep(max(0.0, start + n / rate - time.perf_counter()))
+        send(n)
+    for _ in range(count):
+        ended.acquire()
+    seconds = time.perf_counter() - start
+    answered = times[~np.isnan(times)]
+    p50, p99 = np.percentile(answered, [50, 99]) * 1000 if len(answered) else (np.nan, np.nan)
+    return {
+        "p50_ms": round(float(p50), 3), "p99_ms": round(float(p99), 3), "requests": count, "failed": failed[0],
+        "achieved_rate": round(len(answered) / seconds, 1),
+    }  # fmt: skip
+
+
+@contextmanager
+def _service(file: Path) -> Iterator[int]:
+    """A running service's process ID."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "fedlearn", "serve", "--party", str(file)], stderr=subprocess.PIPE, text=True
+    )
+    try:
+        lines = []
+        for line in process.stderr or ():
+            lines.append(line)
+            if '"ready"' in line:
+                break
+        else:
+            raise FedlearnError(f"the service of {file} did not start: {''.join(lines).strip()[-2000:]}")
+        threading.Thread(target=lambda: list(process.stderr or ()), daemon=True).start()  # nobody waits for a full pipe
+        yield process.pid
+    finally:
+        process.terminate()
+        process.wait(30)
+
+
+def _cpu_seconds(pid: int) -> float:
+    """Processor time of a process so far; 0 where the system does not tell."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
+    except OSError:
+        return 0.0
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+# --- what is served ----------------------------------------------------------------------------------
+
+
+def _prepare(folder: Path, setting: Setting) -> dict[str, Path]:
+    """Keys, tables, contract, party files, shares and registries of both parties; returns the party files."""
+    keys.create_authority(folder / "authority", "bench authority")
+    sides = {party: Side(name=party, features=dict.fromkeys(_names(party), "number")) for party in PARTIES}
+    contract = Contract(
+        name="bench", purpose="measure online scoring", expires=date(2999, 12, 31), active=sides["active"],
+        passive=sides["passive"], label=Label(column="label"), align=Align(key=Key(column="id", normalise="digits")),
+        boost=Boost(trees=setting.trees, depth=setting.depth, bins=_BINS), serving=Serving(purposes=("bench",)),
+    )  # fmt: skip
+    draws = np.random.default_rng(1)
+    shares = _shares(setting, draws)
+    listen = {party: f"127.0.0.1:{free_port()}" for party in PARTIES}
+    files = {}
+    for party in PARTIES:
+        tls = keys.issue(folder / "authority", folder / party, party)
+        columns: dict[str, Any] = {name: draws.random(_ROWS) for name in _names(party)}
+        table = pa.table({"id": [f"{n:09d}" for n in range(_ROWS)], **columns})
+        parquet.write_table(table, folder / party / "table.parquet")
+        files[party] = _write_party(folder / party, party, contract, tls, listen)
+        (folder / party / "share").mkdir()
+        trees.save(shares[party], folder / party / "share", contract, party)
+        registry, _ = open_registry(load_party(files[party]))
+        entry = registry.add(folder / party / "share", "model", contract, party)
+        registry.promote("model", entry.facts["version"])
+    return files
+
+
+def _write_party(folder: Path, party: str, contract: Contract, tls: Tls, listen: dict[str, str]) -> Path:
+    terms = contract.model_dump(mode="json", exclude_none=True)
+    (folder / "contract.toml").write_text(tomli_w.dumps(terms), encoding="utf-8")
+    service: dict[str, Any] = {"listen": listen[party], "store": {"path": "table.parquet"}, "deadline_ms": 5000}
+    if party == "active":
+        service |= {"peer": listen["passive"], "callers": {"active": {"per_second": 1_000_000}}}
+    own = {
+        "party": party, "contract": "contract.toml", "data": {"path": "table.parquet"},
+        "network": {"listen": "127.0.0.1:1"}, "tls": {name: str(path) for name, path in tls},
+        "output": {"folder": "results"}, "service": service,
+    }  # fmt: skip
+    (folder / "party.toml").write_text(tomli_w.dumps(own), encoding="utf-8")
+    return folder / "party.toml"
+
+
+def _names(party: str) -> list[str]:
+    return [f"{party}{k}" for k in range(_FEATURES)]
+
+
+def _shares(setting: Setting, draws: np.random.Generator) -> dict[str, trees.Share]:
+    """Complete trees; a split goes left below a random bin of a random feature of either side."""
+    inner, nodes = 2**setting.depth - 1, 2 ** (setting.depth + 1) - 1
+    at = np.arange(nodes)
+    left = np.where(at < inner, 2 * at + 1, -1)
+    first = nodes * np.arange(setting.trees)[:, None]
+    left = np.where(left >= 0, left + first, -1).ravel().astype(np.int32)
+    split = left >= 0
+    masks = np.packbits(np.arange(8 * MASK) < draws.integers(1, _BINS, len(left))[:, None], axis=1, bitorder="little")
+    feature = np.where(split, draws.integers(0, _FEATURES, len(left)), 0)
+    passive = np.flatnonzero(split & (draws.random(len(left)) < 0.5))
+    theirs = trees.PassiveShare(bytes(16), _binning("passive"), feature[passive], masks[passive])
+    feature[passive] = -1 - np.arange(len(passive))
+    opaque = np.where(feature < 0, 0, -1).astype(np.int32)
+    zeros = np.zeros(len(left))
+    forest = Forest(
+        base=np.zeros(1), roots=first.ravel().astype(np.int32), output=np.zeros(setting.trees, np.int32),
+        feature=feature.astype(np.int32), opaque=opaque, masks=masks, left=left,
+        value=np.where(split, 0.0, draws.normal(0, 0.05, len(left))), gain=zeros, cover=zeros,
+        size=np.zeros(len(left), np.int64),
+    )  # fmt: skip
+    ours = trees.ActiveShare(bytes(16), _binning("active"), forest, len(passive))
+    return {"active": ours, "passive": theirs}
+
+
+def _binning(party: str) -> Binning:
+    edges = np.arange(1, _BINS) / _BINS
+    return Binning(tuple(FeatureBins(name, "number", edges) for name in _names(party)))

@@ -1,0 +1,136 @@
+"""``serve``: one party's service from its party file, until it is told to stop."""
+
+from __future__ import annotations
+
+import gc
+import ssl
+import threading
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+
+from fedlearn.contract import Contract, PartyFile, Service
+from fedlearn.errors import BadConfig, FedlearnError, NotInContract
+from fedlearn.keys import check_own
+from fedlearn.service.answering import Answering
+from fedlearn.service.audit import AuditLog
+from fedlearn.service.common import Metrics, Models, Refusal, log
+from fedlearn.service.deciding import Deciding
+from fedlearn.service.registry import open_registry
+from fedlearn.service.rpc import Client, Server, stamp
+from fedlearn.service.scorer import active_scorer, passive_scorer
+from fedlearn.service.store import open_store
+from fedlearn.service.web import Web, scoring, status_page, tls_context
+
+Answer = Callable[[str, bytes], bytes]
+_LOOK = 0.5  # seconds between two looks at registry and certificates
+_GRACE = 5.0  # seconds for requests under way at the end
+
+
+def serve(party: PartyFile, stop: threading.Event) -> None:
+    """Serve until ``stop`` is set or the process is interrupted; then finish what is under way.
+
+    Raises:
+        OwnMistake, Refused: the party file, contract, certificate, store, registry or audit log cannot be used.
+    """
+    registry, contract = open_registry(party)
+    service = _checked(party, contract)
+    role = contract.role_of(party.party)
+    features = dict(contract.side(role).features)
+    if role == "active" and contract.label.offset is not None:
+        features[contract.label.offset] = "number"
+    names, scorer = list(features), active_scorer if role == "active" else passive_scorer
+    store = open_store(service.store, contract.align.key, features)
+    models = Models(registry, contract, party.party, lambda share: scorer(share, names, contract))
+    models.refresh()
+    metrics = Metrics()
+    with ExitStack() as stack:
+        audit = AuditLog(service.audit, party.party, party.tls.key)
+        stack.callback(audit.close)
+        client = None
+        if role == "active":
+            client = Client(str(service.peer), party.tls, party.party, contract.passive.name, "Part")
+            stack.callback(client.close)
+            answer: Answer = Deciding(contract, service, models, store, audit, client, metrics).answer
+        else:
+            answer = Answering(contract, party.party, service, models, store, audit).answer
+        answer = _counted(answer, metrics)
+        method = "Score" if role == "active" else "Part"
+        server = Server(service.listen, party.tls, party.party, method, answer, service.workers)
+        context = None
+        if service.http is not None:
+            context = tls_context(party.tls, party.party)
+            stack.callback(Web(service.http, scoring(answer), context).close)
+        if service.status is not None:
+            page = status_page(lambda: server.serving, lambda: metrics.text(models))
+            stack.callback(Web(service.status, page, None).close)
+        stack.callback(lambda: server.drain(_GRACE))
+        server.start()
+        gc.collect()
+        gc.freeze()  # tables and models stay: no need to look through them again and again
+        log("ready", party=party.party, role=role, models=[model.entry.label for model in models.served.values()])
+        _watch(party, models, client, context, stop)
+        log("draining")
+    log("stopped")
+
+
+def _checked(party: PartyFile, contract: Contract) -> Service:
+    contract.check_not_expired()
+    check_own(party.tls, party.party)
+    service = party.service
+    if contract.serving is None:
+        raise NotInContract(f"contract {contract.name!r} has no [serving]: it allows no online scoring")
+    if service is None:
+        raise BadConfig(f"the party file of {party.party!r} has no [service]")
+    active = contract.role_of(party.party) == "active"
+    if active and (service.peer is None or not service.callers):
+        raise BadConfig("[service] of the active side needs peer (host:port) and callers")
+    if not active and (service.http is not None or service.peer is not None):
+        raise BadConfig("[service] http and peer belong to the active side")
+    return service
+
+
+def _counted(answer: Answer, metrics: Metrics) -> Answer:
+    """With its status and time in metrics and log; what fails unexpectedly is a status, too."""
+
+    def counted(caller: str, raw: bytes) -> bytes:
+        begun, status = time.perf_counter(), "ok"
+        try:
+            return answer(caller, raw)
+        except Refusal as refusal:
+            status = refusal.status
+            raise
+        except Exception as error:
+            status = "internal"
+            log("failed", error=type(error).__name__)  # its text may hold an applicant's data
+            raise Refusal("internal", "the service failed; see its log") from error
+        finally:
+            seconds = time.perf_counter() - begun
+            metrics.request(status, seconds)
+            if status != "ok":
+                log("refused", caller=caller[:63], status=status, ms=round(1000 * seconds, 2))
+
+    return counted
+
+
+def _watch(
+    party: PartyFile, models: Models, client: Client | None, context: ssl.SSLContext | None, stop: threading.Event
+) -> None:
+    """Take over promoted models and new certificates, until it is time to stop."""
+    seen = stamp(party.tls)
+    try:
+        while not stop.wait(_LOOK):
+            try:
+                if models.refresh():
+                    log("models", served=[f"{m.entry.label} {m.entry.state}" for m in models.served.values()])
+                if stamp(party.tls) != seen:
+                    if context is not None:
+                        check_own(party.tls, party.party)
+                        context.load_cert_chain(party.tls.certificate, party.tls.key)
+                    if client is not None:
+                        client.renew()
+                    seen = stamp(party.tls)
+            except (FedlearnError, OSError) as error:
+                log("not-reloaded", message=str(error))
+    except KeyboardInterrupt:
+        return

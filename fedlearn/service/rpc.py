@@ -1,0 +1,199 @@
+"""The services over gRPC with mutual TLS: a server of single calls, and the kept connection to the other party's.
+
+A refusal becomes a gRPC status with its sentence for details and its own name in the trailing metadata
+(``fedlearn-status``). ``grpc.health.v1.Health/Check`` answers as the standard has it. Certificates that are replaced on
+disk are used from the next connection on, so that they are rotated without a pause.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+from fedlearn.contract import Tls
+from fedlearn.errors import BadConfig, FedlearnError
+from fedlearn.keys import check_own
+from fedlearn.service.common import MOST_BYTES, STATUSES, Refusal, log
+
+os.environ.setdefault("GRPC_VERBOSITY", "NONE")
+import grpc
+
+Answer = Callable[[str, bytes], bytes]
+
+SERVICE = "fedlearn.v1.Serving"
+_HEALTH = "grpc.health.v1.Health"
+_STATUS = "fedlearn-status"
+_SAN = "x509_subject_alternative_name"
+_OPTIONS: list[tuple[str, Any]] = [
+    ("grpc.max_send_message_length", 16 * MOST_BYTES),
+    ("grpc.max_receive_message_length", 16 * MOST_BYTES),  # larger ones are cut off before they are read
+    ("grpc.keepalive_time_ms", 5_000),
+    ("grpc.keepalive_timeout_ms", 2_000),
+    ("grpc.keepalive_permit_without_calls", 1),
+    ("grpc.http2.max_pings_without_data", 0),
+    ("grpc.http2.min_ping_interval_without_data_ms", 2_500),
+]
+_CLIENT_OPTIONS = [
+    *_OPTIONS,
+    ("grpc.enable_http_proxy", 0),
+    ("grpc.enable_retries", 0),
+    ("grpc.initial_reconnect_backoff_ms", 100),
+    ("grpc.min_reconnect_backoff_ms", 1_000),
+    ("grpc.max_reconnect_backoff_ms", 1_000),
+]
+
+
+class Server:
+    """Serves one method, and health."""
+
+    def __init__(self, address: str, tls: Tls, me: str, method: str, answer: Answer, workers: int) -> None:
+        """Bind ``address``; :meth:`start` serves ``/fedlearn.v1.Serving/<method>``.
+
+        Raises:
+            BadConfig: the address cannot be bound.
+            OwnMistake: as :func:`fedlearn.keys.check_own`.
+        """
+        self._answer, self.serving, self._tls, self._me = answer, False, tls, me
+        self._stamp = stamp(tls)
+        handlers = [
+            grpc.method_handlers_generic_handler(service, {name: grpc.unary_unary_rpc_method_handler(handle)})
+            for service, name, handle in ((SERVICE, method, self._handle), (_HEALTH, "Check", self._health))
+        ]
+        options = [*_OPTIONS, ("grpc.so_reuseport", 0), ("grpc.server_handshake_timeout_ms", 10_000)]
+        pool = ThreadPoolExecutor(workers, thread_name_prefix="serve")
+        self._server = grpc.server(pool, handlers=handlers, options=options, maximum_concurrent_rpcs=8 * workers)
+        credentials = grpc.dynamic_ssl_server_credentials(
+            self._configuration(), self._fetch, require_client_authentication=True
+        )
+        try:
+            bound = self._server.add_secure_port(address, credentials)
+        except RuntimeError:
+            bound = 0
+        if not bound:
+            raise BadConfig(f"cannot listen at {address}: the address is in use, or is not one of this machine's")
+
+    def start(self) -> None:
+        """Accept requests."""
+        self._server.start()
+        self.serving = True
+
+    def drain(self, seconds: float) -> None:
+        """Refuse new requests, and wait for those under way."""
+        self.serving = False
+        self._server.stop(seconds).wait()
+
+    def _configuration(self) -> Any:
+        check_own(self._tls, self._me)
+        pair = (self._tls.key.read_bytes(), self._tls.certificate.read_bytes())
+        return grpc.ssl_server_certificate_configuration([pair], self._tls.authority.read_bytes())
+
+    def _fetch(self) -> Any:
+        """New certificates when the files have changed; what cannot be used yet is left for the next connection."""
+        now = stamp(self._tls)
+        if now == self._stamp:
+            return None
+        try:
+            found = self._configuration()
+        except (FedlearnError, OSError) as error:
+            log("certificate-unusable", message=str(error))
+            return None
+        self._stamp = now
+        log("certificate-rotated")
+        return found
+
+    def _handle(self, raw: bytes, context: grpc.ServicerContext) -> bytes:
+        verified: Any = context.auth_context()
+        names = [name.decode(errors="replace") for name in verified.get(_SAN, [])]
+        try:
+            return self._answer(names[0] if len(names) == 1 else "", raw)
+        except Refusal as refusal:
+            context.set_trailing_metadata(((_STATUS, refusal.status),))
+            context.abort(getattr(grpc.StatusCode, STATUSES[refusal.status][0]), str(refusal))
+        raise AssertionError  # abort raises
+
+    def _health(self, raw: bytes, context: grpc.ServicerContext) -> bytes:
+        """HealthCheckResponse: field 1, SERVING (1) or NOT_SERVING (2)."""
+        return b"\x08\x01" if self.serving else b"\x08\x02"
+
+
+class Client:
+    """A kept connection to a :class:`Server`; it comes back by itself."""
+
+    def __init__(self, address: str, tls: Tls, me: str, peer: str, method: str) -> None:
+        """Connects at the first request.
+
+        Args:
+            address: host:port.
+            tls: this party's certificate and key, and the authority.
+            me: the name in this party's certificate.
+            peer: the name that the server's certificate must carry.
+            method: of ``fedlearn.v1.Serving``.
+
+        Raises:
+            OwnMistake: as :func:`fedlearn.keys.check_own`.
+        """
+        self._address, self._tls, self._me, self._peer, self._method = address, tls, me, peer, method
+        self._channel: Any = None
+        self._stamp: tuple[int, ...] = ()
+        self._lock = threading.Lock()
+        self.renew()
+
+    def renew(self) -> None:
+        """Connect anew if the certificates on disk have changed; calls under way keep the connection they have."""
+        now = stamp(self._tls)
+        if now == self._stamp:
+            return
+        check_own(self._tls, self._me)
+        tls = self._tls
+        credentials = grpc.ssl_channel_credentials(
+            tls.authority.read_bytes(), tls.key.read_bytes(), tls.certificate.read_bytes()
+        )
+        options = [*_CLIENT_OPTIONS, ("grpc.ssl_target_name_override", self._peer)]
+        fresh: Any = grpc.secure_channel(self._address, credentials, options=options)
+        with self._lock:
+            old, self._channel, self._stamp = self._channel, fresh, now
+            self._call = fresh.unary_unary(f"/{SERVICE}/{self._method}")
+        if old is not None:
+            closing = threading.Timer(10.0, old.close)
+            closing.daemon = True
+            closing.start()
+
+    def ask(self, raw: bytes, seconds: float) -> bytes:
+        """The answer to one request. Raises Refusal: with the server's status, or ``peer-unavailable``."""
+        try:
+            return self._call(raw, timeout=seconds)  # type: ignore[no-any-return]
+        except grpc.RpcError as error:
+            raise _refusal(error, seconds) from None
+
+    def begin(self, raw: bytes, seconds: float, done: Callable[[bool], None]) -> None:
+        """Send a request and go on; ``done`` is told, in another thread, whether it was answered."""
+        call: Any = self._call.future(raw, timeout=seconds)
+        call.add_done_callback(lambda ended: done(ended.code() == grpc.StatusCode.OK))
+
+    def close(self) -> None:
+        """Close the connection."""
+        self._channel.close()
+
+
+def stamp(tls: Tls) -> tuple[int, ...]:
+    """Changes when one of the files is replaced."""
+    return tuple(path.stat().st_mtime_ns for path in (tls.certificate, tls.key, tls.authority) if path.exists())
+
+
+def _refusal(error: Any, seconds: float) -> Refusal:
+    """The status that the server gave, never its text; 2000 ms and no answer is ``peer-unavailable``."""
+    code = error.code()
+    given = {str(name): str(value) for name, value in error.trailing_metadata() or ()}.get(_STATUS, "")
+    if given:
+        status = given if given in STATUSES else "peer-misbehaved"
+        return Refusal(status, error.details() if status != "peer-misbehaved" else "the server gave an unknown status")
+    if code == grpc.StatusCode.RESOURCE_EXHAUSTED:
+        return Refusal("too-many", "the server has too many requests under way")
+    if code == grpc.StatusCode.UNIMPLEMENTED:
+        return Refusal("old-client", "the server does not offer this method")
+    if code == grpc.StatusCode.DEADLINE_EXCEEDED:
+        return Refusal("peer-unavailable", f"there was no answer within {1000 * seconds:.0f} ms")
+    return Refusal("peer-unavailable", "the server cannot be reached")

@@ -1,0 +1,124 @@
+"""Where a service finds the features of one applicant. Rows are tuples in the order of the names asked for."""
+
+from __future__ import annotations
+
+import sqlite3
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import pyarrow as pa
+
+from fedlearn.contract import Data, Key, Kind, Store
+from fedlearn.data.identifiers import canonical, is_known
+from fedlearn.data.table import Column, load_table, normalise
+from fedlearn.errors import BadConfig, ColumnMissing
+
+Value = float | str | None
+Row = tuple[Value, ...]
+_MOST_ROWS = 100_000_000
+
+
+class Features(Protocol):
+    """One party's applicants. ``get`` may be called by several threads."""
+
+    def get(self, applicant: str) -> Row | None:
+        """The features of a normalised identifier; None for an unknown one.
+
+        A missing number is NaN, a missing text None. Raises ValueError, with the column's name, for what is no finite
+        number where a number belongs.
+        """
+
+
+def open_store(store: Store, key: Key, features: dict[str, Kind]) -> Features:
+    """The store that a party file names.
+
+    Raises:
+        OwnMistake: it cannot be read, or lacks a column.
+    """
+    if store.kind == "sqlite":
+        return SqliteStore(store.path, store.table, key.column, features)
+    return TableStore(store.path, key, features)
+
+
+def normaliser(key: Key) -> Callable[[str], str | None]:
+    """Brings one identifier into the contract's form; None for what is no identifier."""
+
+    def one(text: str) -> str | None:
+        ids = pa.array([text], pa.string())
+        found: str | None = (canonical(ids, key) if is_known(key) else normalise(ids, key.normalise))[0].as_py()
+        return found
+
+    if key.normalise == "digits":  # the usual one, without a detour
+        return lambda text: "".join(filter(str.isdigit, text)) or None if text.isascii() else one(text)
+    return one
+
+
+class TableStore:
+    """A table in memory, checked as a table to train on is."""
+
+    def __init__(self, path: Path, key: Key, features: dict[str, Kind]) -> None:
+        """Read a CSV or Parquet file; see :func:`fedlearn.data.load_table` for the errors."""
+        table = load_table(Data(path=path), key, features, None, _MOST_ROWS)
+        self._places = {name: place for place, name in enumerate(table.ids.to_pylist())}
+        self._columns = [_reader(table.columns[name]) for name in features]
+
+    def get(self, applicant: str) -> Row | None:
+        """See :class:`Features`."""
+        at = self._places.get(applicant)
+        return None if at is None else tuple(column(at) for column in self._columns)
+
+
+def _reader(values: Column) -> Callable[[int], Value]:
+    if isinstance(values, np.ndarray):
+        return values.item
+    texts: list[str | None] = [*values.dictionary.to_pylist(), None]
+    places = values.indices.fill_null(len(texts) - 1).to_numpy()
+    return lambda at: texts[places[at]]
+
+
+class SqliteStore:
+    """A table of an SQLite database, read anew for each request, so that what others write there counts at once."""
+
+    def __init__(self, path: Path, table: str, key: str, features: dict[str, Kind]) -> None:
+        """Check that the table has the columns. Raises BadConfig, ColumnMissing."""
+        self._uri, self._kinds = f"{path.absolute().as_uri()}?mode=ro", features
+        self._connections = threading.local()
+        names = ", ".join(_quoted(name) for name in features)
+        self._query = f"SELECT {names} FROM {_quoted(table)} WHERE {_quoted(key)} = ?"  # noqa: S608  (quoted, and ours)
+        try:
+            found = {row[1] for row in self._base().execute(f"PRAGMA table_info({_quoted(table)})")}
+        except sqlite3.Error as error:
+            raise BadConfig(f"the store {path} cannot be read: {error}") from None
+        for name in (key, *features):
+            if name not in found:
+                raise ColumnMissing(f"column {name!r} is not in table {table!r} of {path}")
+
+    def get(self, applicant: str) -> Row | None:
+        """See :class:`Features`."""
+        row = self._base().execute(self._query, (applicant,)).fetchone()
+        if row is None:
+            return None
+        return tuple(_typed(value, *column) for value, column in zip(row, self._kinds.items(), strict=True))
+
+    def _base(self) -> sqlite3.Connection:
+        base: sqlite3.Connection | None = getattr(self._connections, "base", None)
+        if base is None:
+            base = self._connections.base = sqlite3.connect(self._uri, uri=True, timeout=1)
+        return base
+
+
+def _typed(value: object, name: str, kind: Kind) -> Value:
+    if kind == "category":
+        return None if value is None else str(value).strip() or None
+    if value is None:
+        return float("nan")
+    if not isinstance(value, int | float) or value in (float("inf"), float("-inf")):
+        raise ValueError(name)
+    return float(value)
+
+
+def _quoted(name: str) -> str:
+    return '"' + name.replace('"', '""') + '"'
