@@ -177,7 +177,7 @@ def train_alone(
 ) -> tuple[LinearShare, Summary]:
     """Fit the active side's own columns by themselves; nothing is sent."""
     glm = settings_of(contract)
-    evidence = _own_evidence(table, contract.active, glm)[0] if glm.woe else None
+    evidence = own_evidence(table, contract.active, glm)[0] if glm.woe else None
     design, said = fit_design(table, contract.active.features, evidence, glm.bins, glm.least_iv)
     columns = design.standardised(table)
     if not glm.l2:
