@@ -197,6 +197,11 @@ class Glm(_Strict):
     special: dict[str, tuple[float, ...]] = Field({}, description="values that are codes, by column: bins of their own")
     statistics: bool = Field(False, description="the active side learns correlations and VIF across the sides")
     errors: bool = Field(True, description="the passive side learns the standard errors of its coefficients")
+    disclosure: Literal["score", "none"] = Field(
+        "score", description="score: partial scores meet on the active side, exact fit; none: sealed, they never meet"
+    )
+    degree: int = Field(10, ge=3, le=15, description="of the sigmoid's polynomial, with disclosure none")
+    reach: float = Field(5.0, ge=1, le=10, description="passive partial scores are clipped here, with disclosure none")
 
     @model_validator(mode="after")
     def _consistent(self) -> Glm:
@@ -204,6 +209,8 @@ class Glm(_Strict):
             raise ValueError("least_iv needs woe = true")
         if self.woe and self.family != "logistic":
             raise ValueError("woe needs family logistic")
+        if self.disclosure == "none" and (self.family != "logistic" or self.l1 or self.statistics):
+            raise ValueError("disclosure none needs family logistic, no l1 and no statistics")
         return self
 
 
@@ -296,6 +303,8 @@ class Contract(_Strict):
             raise ValueError("[boost] and [glm] are two algorithms: choose one")
         if self.scorecard is not None and (self.glm is None or not self.glm.woe):
             raise ValueError("[scorecard] needs [glm] with woe = true")
+        if self.privacy and self.glm is not None and self.glm.disclosure == "none":
+            raise ValueError("[privacy] does not go with [glm] disclosure none, which adds no noise to its sums")
         if self.label.offset is not None and (self.glm is None or self.label.offset in self.active.features):
             raise ValueError("[label] offset needs [glm], and cannot also be a feature")
         softmax = self.boost.objective == "softmax"

@@ -22,7 +22,7 @@ from fedlearn.learner.woe import Groups, merge, stability
 from fedlearn.models import linear as shares
 from fedlearn.models.linear import LinearShare
 from fedlearn.models.scorecard import Points, codes_of, reasons_due
-from fedlearn.protocols import linear, regression, woe
+from fedlearn.protocols import linear, regression, sealed, woe
 from fedlearn.report.metrics import linear_figures
 
 F64 = NDArray[np.float64]
@@ -89,6 +89,12 @@ def check_budget(contract: Contract, table: PartyTable) -> Summary:
     """What a fit would need at most, by the contract's columns. Raises OverBudget when it does not fit."""
     glm = settings_of(contract)
     active, passive = (_most_columns(glm, contract.side(role)) for role in ("active", "passive"))
+    if glm.disclosure == "none":
+        return {
+            "would_train": f"sealed logistic regression{' on weights of evidence' if glm.woe else ''}, "
+            f"at most {glm.max_steps} rounds",
+            "flooding_distance": sealed.flooding(contract, active, passive, table.rows),
+        }
     by_column, by_pair = regression.layouts(contract, active, passive, table.rows)
     steps = glm.max_steps
     return {
@@ -134,6 +140,10 @@ def train_active(
         regression.check_independent(columns, design.names)
     weight = np.ones(table.rows) if table.weight is None else table.weight
     rows = learner.Rows(columns, label, weight, np.zeros(table.rows) if offset is None else offset)
+    if glm.disclosure == "none":
+        data = regression.ActiveData(rows, position, universe, design.names)
+        share, found = _sealed_active(channel, contract, data, design)
+        return share, facts | found | {"warnings": said + more + _unconverged(found["converged"], glm)}
     result = regression.fit_active(channel, contract, regression.ActiveData(rows, position, universe, design.names))
     fit, own_size = result.fit, 1 + len(columns)
     errors = fit.errors
@@ -177,6 +187,9 @@ def train_passive(channel: Channel, contract: Contract, table: PartyTable) -> tu
         facts["iv"] = _ranked({e.codes.bins.name: e.iv for e in evidence})
     design, said = fit_design(table, contract.passive.features, evidence, glm.bins, glm.least_iv)
     data = regression.PassiveData(design.standardised(table), design.names)
+    if glm.disclosure == "none":
+        share, found = _sealed_passive(channel, contract, data, design)
+        return share, facts | found | {"warnings": said + found["warnings"] + _unconverged(found["converged"], glm)}
     result = regression.fit_passive(channel, contract, data)
     share = LinearShare("passive", result.model_id, design, result.coefficients, errors=result.errors)
     facts |= _progress(result.converged, result.steps, result.changes, glm, len(result.coefficients)) | result.facts
@@ -188,6 +201,49 @@ def train_passive(channel: Channel, contract: Contract, table: PartyTable) -> tu
         "warnings": said + _unconverged(result.converged, glm),
     }
     return share, facts
+
+
+def _sealed_active(
+    channel: Channel, contract: Contract, data: regression.ActiveData, design: Design
+) -> tuple[LinearShare, Summary]:
+    """A fit without partial scores: no joint figures, errors or deviance, as nobody has the joint score of a row."""
+    glm, rows = settings_of(contract), data.rows
+    found = sealed.fit_active(channel, contract, data)
+    share = LinearShare("active", found.model_id, design, found.coefficients[1:], float(found.coefficients[0]))
+    return share, _sealed_facts(found.converged, found.changes, len(found.changes), len(rows.columns) + 1) | {
+        "flooding_distance": sealed.flooding(contract, len(rows.columns), found.passive_columns, data.universe),
+        "model_id": found.model_id.hex(),
+        "coefficients": share.table(),
+        "alone": linear_figures(glm, rows.label, found.alone.eta),
+    }
+
+
+def _sealed_passive(
+    channel: Channel, contract: Contract, data: regression.PassiveData, design: Design
+) -> tuple[LinearShare, Summary]:
+    glm = settings_of(contract)
+    if not glm.l2:
+        regression.check_independent(data.columns, data.names)
+    result, beyond = sealed.fit_passive(channel, contract, data)
+    share = LinearShare("passive", result.model_id, design, result.coefficients)
+    said = [f"{beyond:.2%} of rows have a partial score beyond the reach of {glm.reach:g}"] if beyond > 1e-3 else []
+    return share, _sealed_facts(result.converged, result.changes, result.steps, len(data.columns)) | {
+        "model_id": result.model_id.hex(),
+        "coefficients": share.table(),
+        "warnings": said,
+    }
+
+
+def _sealed_facts(converged: bool, changes: list[float], rounds: int, columns: int) -> Summary:
+    """``gradient_rank`` bounds the linear functions of the residuals that this side learned."""
+    return {
+        "family": "logistic",
+        "disclosure": "none",
+        "converged": converged,
+        "steps": rounds,
+        "gradient_rank_at_most": rounds * columns,
+        **({"step_sizes_in_standard_errors": changes} if changes else {}),
+    }
 
 
 def _own_evidence(table: PartyTable, side: Side, glm: Glm) -> tuple[tuple[Evidence, ...], list[Groups]]:
@@ -292,8 +348,10 @@ def predict_active(
         own = Points.of(share, card, contract.active)
         columns |= _reason_columns(own, table, codes, reasons, position)
     csv.write_csv(pa.table({name: pa.array(values) for name, values in columns.items()}), path)
-    now = np.bincount(np.searchsorted(share.deciles, eta), minlength=10) if share.deciles is not None else np.ones(10)
-    facts: Summary = {"rows_scored": table.rows, "score_stability_index": stability(np.full(10, 0.1), now)}
+    facts: Summary = {"rows_scored": table.rows}
+    if share.deciles is not None:
+        now = np.bincount(np.searchsorted(share.deciles, eta), minlength=10)
+        facts["score_stability_index"] = stability(np.full(10, 0.1), now)
     return facts | _stability(share, table) | {"warnings": share.design.unseen(table)}
 
 

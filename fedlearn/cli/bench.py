@@ -122,7 +122,7 @@ def glm(
     rows: Annotated[int, typer.Option(help="rows of the generated table")] = 100_000,
     active_features: Annotated[int, typer.Option(help="features of the side with labels")] = 15,
     passive_features: Annotated[int, typer.Option(help="features of the other side")] = 15,
-    disclosure: Annotated[str, typer.Option(help="score: exact, partial scores meet on the active side")] = "score",
+    disclosure: Annotated[str, typer.Option(help="score: exact, partial scores meet; none: sealed")] = "score",
     family: Annotated[str, typer.Option(help="logistic, linear or poisson")] = "logistic",
     woe: Annotated[bool, typer.Option("--woe", help="replace columns by weights of evidence")] = False,
     active_file: Annotated[str | None, typer.Option(help="CSV with key, label and features")] = None,
