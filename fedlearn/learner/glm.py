@@ -1,4 +1,4 @@
-"""Generalised linear models by penalised Newton steps (iteratively reweighted least squares).
+"""Generalised linear models by penalised Newton steps; standard errors from the expected information.
 
 Model: η = offset + b_0 + X_A·b_A + X_P·b_P, mean μ = link⁻¹(η); weights multiply each row's log-likelihood. Score and
 Fisher information as in McCullagh & Nelder, "Generalized Linear Models" (2nd ed., 1989), 2.5; elastic net by coordinate
@@ -40,7 +40,8 @@ class Family:
         mean: η to μ.
         start: mean of y to η.
         residual: (y, μ) to the derivative of a row's log-likelihood by η, at dispersion 1.
-        information: μ to its expected negative second derivative.
+        information: μ to its expected negative second derivative, for standard errors.
+        curvature: (y, μ) to the second derivative itself, for steps; the same under a canonical link.
         variance: μ to the variance function V(μ).
         deviance: (y, η) to a row's unit deviance.
         estimates_dispersion: whether the dispersion is Pearson's χ²/(n − p) or 1.
@@ -51,6 +52,7 @@ class Family:
     start: Callable[[float], float]
     residual: Callable[[F64, F64], F64]
     information: Callable[[F64], F64]
+    curvature: Callable[[F64, F64], F64]
     variance: Callable[[F64], F64]
     deviance: Callable[[F64, F64], F64]
     estimates_dispersion: bool
@@ -61,18 +63,21 @@ def family_of(glm: Glm) -> Family:
     if glm.family == "logistic":
         return Family(
             "logistic", _expit, lambda m: float(np.log(m / (1 - m))), lambda y, mu: y - mu,
-            lambda mu: mu * (1 - mu), lambda mu: mu * (1 - mu),
+            lambda mu: mu * (1 - mu), lambda y, mu: mu * (1 - mu), lambda mu: mu * (1 - mu),
             lambda y, eta: 2 * (np.logaddexp(0, eta) - y * eta), False,
         )  # fmt: skip
     if glm.family == "linear":
         return Family(
-            "linear", lambda eta: eta, float, lambda y, mu: y - mu, np.ones_like, np.ones_like,
+            "linear", lambda eta: eta, float, lambda y, mu: y - mu,
+            np.ones_like, lambda y, mu: np.ones_like(mu), np.ones_like,
             lambda y, eta: (y - eta) ** 2, True,
         )  # fmt: skip
     power = {"poisson": 1.0, "gamma": 2.0, "tweedie": glm.tweedie_power}[glm.family]
     return Family(
         glm.family, np.exp, lambda m: float(np.log(m)), lambda y, mu: (y - mu) * mu ** (1 - power),
-        lambda mu: mu ** (2 - power), lambda mu: mu**power, _power_deviance(power), power != 1,
+        lambda mu: mu ** (2 - power),
+        lambda y, mu: (2 - power) * mu ** (2 - power) + (power - 1) * y * mu ** (1 - power),
+        lambda mu: mu**power, _power_deviance(power), power != 1,
     )  # fmt: skip
 
 
@@ -93,6 +98,15 @@ def _power_deviance(power: float) -> Callable[[F64, F64], F64]:
         return np.asarray(2 * (y**b / (a * b) - y * mu**a / a + mu**b / b))
 
     return deviance
+
+
+def expects(glm: Glm) -> bool:
+    """Whether standard errors take another curvature than steps do: without a canonical link (gamma, Tweedie).
+
+    There the expected information may be far from the curvature on rows with large columns, and Fisher's steps then
+    crawl; the likelihood is log-concave in η with either, so Newton's own steps with halving always converge.
+    """
+    return glm.family in ("gamma", "tweedie")
 
 
 @dataclass(frozen=True)
@@ -200,6 +214,7 @@ class _Newton:
         self.own = len(self.design)
         self.size = self.own + (passive.columns if passive else 0)
         self.changes: list[float] = []
+        self.expects = expects(glm)
         self.first: F64 | None = None
 
     def run(self) -> Fit:
@@ -217,7 +232,7 @@ class _Newton:
             self._check_overlap(eta)
             mu = self.family.mean(eta)
             residual = rows.weight * self.family.residual(rows.label, mu)
-            weight = rows.weight * self.family.information(mu)
+            weight = rows.weight * self.family.curvature(rows.label, mu)
             moved = seen is None or _moved(weight, seen)
             blocks = self.passive.products(residual, weight if moved else None) if self.passive else None
             gradient = self.design @ residual
@@ -238,6 +253,9 @@ class _Newton:
                 converged = self.changes[-1] <= 0.05  # rounding has the last word below this
                 break
             beta, partial = beta + share * change, partial + share * (target - partial)
+        if self.expects and not self.glm.l1:
+            weight = rows.weight * self.family.information(mu)
+            curvature = self._curvature(weight, self.passive.products(residual, weight) if self.passive else None)
         return self._result(beta, curvature, eta, partial, converged)
 
     def _null(self) -> float:
@@ -255,7 +273,7 @@ class _Newton:
         return b
 
     def _deviance(self, eta: F64) -> float:
-        with np.errstate(over="ignore", invalid="ignore"):
+        with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
             found = float(self.rows.weight @ self.family.deviance(self.rows.label, eta))
         return found if np.isfinite(found) else np.inf
 
@@ -318,17 +336,24 @@ class _Newton:
         return _descend(matrix, slope, beta, l1)
 
     def _share(self, beta: F64, change: F64, partial: F64, target: F64) -> float:
-        """Largest of 1, ½, ¼, … that lowers the objective: partial scores are linear, so nobody need be asked again."""
+        """The best of 1, ½, ¼, … that lowers the objective, 0 if none does.
+
+        Partial scores are linear in the coefficients, so nobody need be asked again. Halving goes on while it helps:
+        where the quadratic model is poor, the first share that lowers the objective may hardly do so.
+        """
         rows = self.rows
         base = rows.offset + beta[: self.own] @ self.design + partial
         towards = change[: self.own] @ self.design + target - partial
         start = self._objective(base, beta)
-        share = 1.0
+        best, lowest, share = 0.0, start + 1e-12 * abs(start), 1.0
         for _ in range(_HALVINGS):
-            if self._objective(base + share * towards, beta + share * change) <= start + 1e-12 * abs(start):
-                return share
+            found = self._objective(base + share * towards, beta + share * change)
+            if found <= lowest:
+                best, lowest = share, found
+            elif best:
+                break
             share /= 2
-        return 0.0
+        return best
 
     def _dispersion(self, mu: F64) -> float:
         rows, family = self.rows, self.family

@@ -183,8 +183,8 @@ class PassiveResult:
 
 
 def asks(glm: Glm) -> int:
-    """How often products are asked for at most: at every step, at the end, and for statistics."""
-    return glm.max_steps + 1 + int(glm.statistics)
+    """How often products are asked for at most: at every step, at the end, for errors and for statistics."""
+    return glm.max_steps + 1 + int(glm.statistics) + int(learner.expects(glm))
 
 
 def most_vectors(glm: Glm, active_columns: int) -> int:
