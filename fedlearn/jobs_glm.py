@@ -21,6 +21,7 @@ from fedlearn.learner import glm as learner
 from fedlearn.learner.woe import Groups, merge, stability
 from fedlearn.models import linear as shares
 from fedlearn.models.linear import LinearShare
+from fedlearn.models.pmml import pmml
 from fedlearn.models.scorecard import Points, codes_of, reasons_due
 from fedlearn.protocols import linear, regression, sealed, woe
 from fedlearn.report.metrics import linear_figures
@@ -403,4 +404,5 @@ def save(share: LinearShare, folder: Path, contract: Contract, party: str, role:
     points = Points.of(share, contract.scorecard, contract.side(role))
     export = points.export() | {"party": party, "contract": contract.name, "model_id": share.model_id.hex()}
     (folder / "scorecard.json").write_text(json.dumps(export, indent=1) + "\n", encoding="utf-8")
+    (folder / "scorecard.pmml").write_text(pmml(points, f"{contract.name}, {party}"), encoding="utf-8")
     return {"points": points.table(), "scaling": export["scaling"]}
