@@ -40,3 +40,11 @@ def test_matvec() -> None:
     assert said["exact"]
     assert said["paillier_ratio"] > 1
     assert said["seconds_wall"] > 0
+
+
+@pytest.mark.processes
+def test_woe() -> None:
+    said = bench("woe", "--rows", "3000", "--passive-features", "9", "--bins", "5")
+    assert said["largest_difference_of_iv"] < 1e-4
+    assert 0 < said["kl_nats"] < 2.0**-20
+    assert said["seconds"] > 0

@@ -150,6 +150,26 @@ def glm(
 
 
 @app.command()
+def woe(
+    rows: Annotated[int, typer.Option(help="rows that both sides have")] = 100_000,
+    passive_features: Annotated[int, typer.Option(help="features to screen")] = 500,
+    bins: Annotated[int, typer.Option(min=2, max=255, help="bins per feature, without the one for missing")] = 10,
+    as_json: Annotated[bool, typer.Option("--json", help="print JSON")] = False,
+) -> None:
+    """Weights of evidence and information values of the passive features, both parties as processes.
+
+    Example: fedlearn bench woe --rows 100000 --passive-features 500 --bins 10 --json
+    """
+    from fedlearn.bench import woe as bench
+
+    result = bench.measure(rows, passive_features, bins)
+    if as_json:
+        print(json.dumps(result))
+    else:
+        show.out.print(show.facts_table("screening", result))
+
+
+@app.command()
 def align(
     method: Annotated[str, typer.Option(help="ot, ecdh or auto")] = "ot",
     mode: Annotated[str, typer.Option(help="mutual, one-sided or cardinality")] = "mutual",
