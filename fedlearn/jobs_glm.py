@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from fedlearn.data import PartyTable, load_table
 from fedlearn.data.design import Column, Design, Evidence, fit_codes, fit_design
 from fedlearn.errors import BadLabel, ColumnMissing, OverBudget
 from fedlearn.learner import glm as learner
+from fedlearn.learner.select import redundant
 from fedlearn.learner.woe import Groups, merge, stability
 from fedlearn.models import linear as shares
 from fedlearn.models.linear import LinearShare
@@ -136,6 +138,7 @@ def train_active(
         said += _one_sided([(e.codes.bins.name, g) for e, g in zip(evidence, own, strict=True)])
         said += _one_sided(list(zip(names, theirs, strict=True)))
     design, more = fit_design(table, contract.active.features, evidence, glm.bins, glm.least_iv)
+    design, plan = _selected(design, table, glm)
     columns = design.standardised(table)
     if not glm.l2:
         regression.check_independent(columns, design.names)
@@ -144,7 +147,10 @@ def train_active(
     if glm.disclosure == "none":
         data = regression.ActiveData(rows, position, universe, design.names)
         share, found = _sealed_active(channel, contract, data, design)
-        return share, facts | found | {"warnings": said + more + _unconverged(found["converged"], glm)}
+        return share, facts | found | {
+            "selection": plan,
+            "warnings": said + more + _unconverged(found["converged"], glm),
+        }
     result = regression.fit_active(channel, contract, regression.ActiveData(rows, position, universe, design.names))
     fit, own_size = result.fit, 1 + len(columns)
     errors = fit.errors
@@ -153,9 +159,12 @@ def train_active(
         None if errors is None else errors[1:own_size], None if errors is None else float(errors[0]),
         np.quantile(fit.eta, np.arange(1, 10) / 10),
     )  # fmt: skip
+    own_dropped = {j - 1: p for j, p in fit.dropped.items() if j < own_size}
+    share = _without(share, own_dropped, plan)
     opaque = result.names or tuple(f"{contract.passive.name}#{j}" for j in range(len(fit.coefficients) - own_size))
     theirs_fitted = LinearShare("passive", result.model_id, _unit_design(opaque), fit.coefficients[own_size:],
                                 errors=None if errors is None else errors[own_size:])  # fmt: skip
+    theirs_fitted = _without(theirs_fitted, {j - own_size: p for j, p in fit.dropped.items() if j >= own_size}, plan)
     if result.statistics is not None:
         every = (*design.names, *opaque)
         facts["variance_inflation"] = dict(zip(every, result.statistics.inflation.tolist(), strict=True))
@@ -164,6 +173,7 @@ def train_active(
         alone = learner.fit(rows, glm, None, design.names)
     facts |= _progress(fit.converged, len(fit.changes), fit.changes, glm, len(fit.coefficients) - own_size) | {
         "model_id": result.model_id.hex(),
+        "selection": plan,
         "coefficients": share.table(),
         "peer_coefficients_standardised": theirs_fitted.table(),
         "deviance": fit.deviance,
@@ -187,21 +197,57 @@ def train_passive(channel: Channel, contract: Contract, table: PartyTable) -> tu
             evidence = _peers_evidence(channel, contract, table, glm)
         facts["iv"] = _ranked({e.codes.bins.name: e.iv for e in evidence})
     design, said = fit_design(table, contract.passive.features, evidence, glm.bins, glm.least_iv)
+    design, plan = _selected(design, table, glm)
     data = regression.PassiveData(design.standardised(table), design.names)
     if glm.disclosure == "none":
         share, found = _sealed_passive(channel, contract, data, design)
-        return share, facts | found | {"warnings": said + found["warnings"] + _unconverged(found["converged"], glm)}
+        said += found["warnings"] + _unconverged(found["converged"], glm)
+        return share, facts | found | {"selection": plan, "warnings": said}
     result = regression.fit_passive(channel, contract, data)
     share = LinearShare("passive", result.model_id, design, result.coefficients, errors=result.errors)
+    if glm.select.p_value:
+        share = _without(share, dict.fromkeys(np.flatnonzero(result.coefficients == 0).tolist()), plan)
     facts |= _progress(result.converged, result.steps, result.changes, glm, len(result.coefficients)) | result.facts
     if result.inflation is not None:
         facts["variance_inflation"] = dict(zip(design.names, result.inflation.tolist(), strict=True))
     facts |= {
         "model_id": result.model_id.hex(),
+        "selection": plan,
         "coefficients": share.table(),
         "warnings": said + _unconverged(result.converged, glm),
     }
     return share, facts
+
+
+def _selected(design: Design, table: PartyTable, glm: Glm) -> tuple[Design, list[Summary]]:
+    """The design without this side's redundant columns, and the plan: a line for every column."""
+    worth = np.array([0.0 if c.evidence is None else c.evidence.iv for c in design.columns])
+    out: dict[int, str] = {}
+    if glm.select.correlation < 1 or glm.select.vif:
+        out = redundant(design.standardised(table), worth, glm.select, design.names)
+    plan: list[Summary] = [
+        {"column": column.name, "kept": j not in out, **({"reason": out[j]} if j in out else {})}
+        for j, column in enumerate(design.columns)
+    ]
+    kept = tuple(column for j, column in enumerate(design.columns) if j not in out)
+    return replace(design, columns=kept), plan
+
+
+def _without(share: LinearShare, dropped: Mapping[int, float | None], plan: list[Summary]) -> LinearShare:
+    """A share without columns that backward elimination dropped; the plan says so (with p-values, where known)."""
+    lines = {line["column"]: line for line in plan}
+    for j, p in dropped.items():
+        name = share.design.columns[j].name
+        if name not in lines:
+            plan.append(lines.setdefault(name, {"column": name}))
+        lines[name] |= {"kept": False, "reason": "p-value" if p is None else f"p-value {p:.3g}"}
+    kept = [j for j in range(len(share.design.columns)) if j not in dropped]
+    return replace(
+        share,
+        design=replace(share.design, columns=tuple(share.design.columns[j] for j in kept)),
+        coefficients=share.coefficients[kept],
+        errors=None if share.errors is None else share.errors[kept],
+    )
 
 
 def _sealed_active(
@@ -396,9 +442,10 @@ def _reason_columns(
 # --- files -------------------------------------------------------------------------------------------
 
 
-def save(share: LinearShare, folder: Path, contract: Contract, party: str, role: str) -> Summary:
-    """Write the share and, with a scorecard, this side's points and their export."""
+def save(share: LinearShare, folder: Path, contract: Contract, party: str, role: str, plan: list[Summary]) -> Summary:
+    """Write the share, the plan of its columns and, with a scorecard, this side's points and their export."""
     shares.save(share, folder, contract, party)
+    (folder / "plan.json").write_text(json.dumps(plan, indent=1) + "\n", encoding="utf-8")
     if contract.scorecard is None:
         return {}
     points = Points.of(share, contract.scorecard, contract.side(role))

@@ -73,7 +73,7 @@ def test_a_scorecard_from_two_processes(tmp_path: Path, keyring: Path) -> None:
     assert said["predict"]["platform"]["stability_index"] == pytest.approx({"spend": 0, "visits": 0, "city": 0})
     for party in MODULES:
         assert {path.name for path in (pair.output(party) / "model").iterdir()} == {
-            "share.json", "scorecard.json", "scorecard.pmml", "run.json",
+            "share.json", "scorecard.json", "scorecard.pmml", "plan.json", "run.json",
         }  # fmt: skip
     written = (pair.output("platform") / "model" / "scorecard.json").read_text(encoding="utf-8")
     assert "income" not in written
