@@ -190,6 +190,14 @@ class Boost(_Strict):
         return self
 
 
+class Select(_Strict):
+    """Which columns of a regression are left out; each side keeps a plan of its own columns."""
+
+    correlation: float = Field(1.0, gt=0, le=1, description="largest correlation of two columns of one side; 1: any")
+    vif: float = Field(0.0, ge=0, description="largest variance inflation among one side's columns; 0: any")
+    p_value: float = Field(0.0, ge=0, lt=1, description="backward elimination down to this p-value; 0: none")
+
+
 class Glm(_Strict):
     """A generalised linear model instead of trees. Links: logit for ``logistic``, identity for ``linear``, else log.
 
@@ -213,6 +221,12 @@ class Glm(_Strict):
     special: dict[str, tuple[float, ...]] = Field({}, description="values that are codes, by column: bins of their own")
     statistics: bool = Field(False, description="the active side learns correlations and VIF across the sides")
     errors: bool = Field(True, description="the passive side learns the standard errors of its coefficients")
+    select: Select = Select()
+    disclosure: Literal["score", "none"] = Field(
+        "score", description="score: partial scores meet on the active side, exact fit; none: sealed, they never meet"
+    )
+    degree: int = Field(10, ge=3, le=15, description="of the sigmoid's polynomial, with disclosure none")
+    reach: float = Field(5.0, ge=1, le=10, description="passive partial scores are clipped here, with disclosure none")
 
     @model_validator(mode="after")
     def _consistent(self) -> Glm:
@@ -220,6 +234,10 @@ class Glm(_Strict):
             raise ValueError("least_iv needs woe = true")
         if self.woe and self.family != "logistic":
             raise ValueError("woe needs family logistic")
+        if self.select.p_value and (self.l1 or self.disclosure == "none"):
+            raise ValueError("select.p_value needs standard errors: disclosure score and no l1")
+        if self.disclosure == "none" and (self.family != "logistic" or self.l1 or self.statistics):
+            raise ValueError("disclosure none needs family logistic, no l1 and no statistics")
         return self
 
 
@@ -325,6 +343,8 @@ class Contract(_Strict):
             raise ValueError("[boost] and [glm] are two algorithms: choose one")
         if self.scorecard is not None and (self.glm is None or not self.glm.woe):
             raise ValueError("[scorecard] needs [glm] with woe = true")
+        if self.privacy and self.glm is not None and self.glm.disclosure == "none":
+            raise ValueError("[privacy] does not go with [glm] disclosure none, which adds no noise to its sums")
         if self.label.offset is not None and (self.glm is None or self.label.offset in self.active.features):
             raise ValueError("[label] offset needs [glm], and cannot also be a feature")
         softmax = self.boost.objective == "softmax"

@@ -379,7 +379,7 @@ def _train_glm(channel: Channel, own: Own, alignment: Alignment, folder: Path) -
     else:
         share, facts = jobs_glm.train_passive(channel, contract, own.table.take(alignment.rows))
     facts["warnings"] = [*own.warnings, *facts["warnings"]]
-    return facts | jobs_glm.save(share, folder, contract, own.party, own.role)
+    return facts | jobs_glm.save(share, folder, contract, own.party, own.role, facts["selection"])
 
 
 def _train_active(

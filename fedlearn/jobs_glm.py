@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -18,11 +19,13 @@ from fedlearn.data import PartyTable, load_table
 from fedlearn.data.design import Column, Design, Evidence, fit_codes, fit_design
 from fedlearn.errors import BadLabel, ColumnMissing, OverBudget
 from fedlearn.learner import glm as learner
+from fedlearn.learner.select import redundant
 from fedlearn.learner.woe import Groups, merge, stability
 from fedlearn.models import linear as shares
 from fedlearn.models.linear import LinearShare
+from fedlearn.models.pmml import pmml
 from fedlearn.models.scorecard import Points, codes_of, reasons_due
-from fedlearn.protocols import linear, regression, woe
+from fedlearn.protocols import linear, regression, sealed, woe
 from fedlearn.report.metrics import linear_figures
 
 F64 = NDArray[np.float64]
@@ -89,6 +92,12 @@ def check_budget(contract: Contract, table: PartyTable) -> Summary:
     """What a fit would need at most, by the contract's columns. Raises OverBudget when it does not fit."""
     glm = settings_of(contract)
     active, passive = (_most_columns(glm, contract.side(role)) for role in ("active", "passive"))
+    if glm.disclosure == "none":
+        return {
+            "would_train": f"sealed logistic regression{' on weights of evidence' if glm.woe else ''}, "
+            f"at most {glm.max_steps} rounds",
+            "flooding_distance": sealed.flooding(contract, active, passive, table.rows),
+        }
     by_column, by_pair = regression.layouts(contract, active, passive, table.rows)
     steps = glm.max_steps
     return {
@@ -133,11 +142,19 @@ def train_active(
         said += _one_sided([(e.codes.bins.name, g) for e, g in zip(evidence, own, strict=True)])
         said += _one_sided(list(zip(names, theirs, strict=True)))
     design, more = fit_design(table, contract.active.features, evidence, glm.bins, glm.least_iv)
+    design, plan = _selected(design, table, glm)
     columns = design.standardised(table)
     if not glm.l2:
         regression.check_independent(columns, design.names)
     weight = np.ones(table.rows) if table.weight is None else table.weight
     rows = learner.Rows(columns, label, weight, np.zeros(table.rows) if offset is None else offset)
+    if glm.disclosure == "none":
+        data = regression.ActiveData(rows, position, universe, design.names)
+        share, found = _sealed_active(channel, contract, data, design)
+        return share, facts | found | {
+            "selection": plan,
+            "warnings": said + more + _unconverged(found["converged"], glm),
+        }
     result = regression.fit_active(channel, contract, regression.ActiveData(rows, position, universe, design.names))
     fit, own_size = result.fit, 1 + len(columns)
     errors = fit.errors
@@ -146,9 +163,12 @@ def train_active(
         None if errors is None else errors[1:own_size], None if errors is None else float(errors[0]),
         np.quantile(fit.eta, np.arange(1, 10) / 10),
     )  # fmt: skip
+    own_dropped = {j - 1: p for j, p in fit.dropped.items() if j < own_size}
+    share = _without(share, own_dropped, plan)
     opaque = result.names or tuple(f"{contract.passive.name}#{j}" for j in range(len(fit.coefficients) - own_size))
     theirs_fitted = LinearShare("passive", result.model_id, _unit_design(opaque), fit.coefficients[own_size:],
                                 errors=None if errors is None else errors[own_size:])  # fmt: skip
+    theirs_fitted = _without(theirs_fitted, {j - own_size: p for j, p in fit.dropped.items() if j >= own_size}, plan)
     if result.statistics is not None:
         every = (*design.names, *opaque)
         facts["variance_inflation"] = dict(zip(every, result.statistics.inflation.tolist(), strict=True))
@@ -159,6 +179,7 @@ def train_active(
         _write_fitted(keep / "fitted.csv", table, glm, fit.eta, alone.eta)
     facts |= _progress(fit.converged, len(fit.changes), fit.changes, glm, len(fit.coefficients) - own_size) | {
         "model_id": result.model_id.hex(),
+        "selection": plan,
         "coefficients": share.table(),
         "peer_coefficients_standardised": theirs_fitted.table(),
         "deviance": fit.deviance,
@@ -201,18 +222,100 @@ def train_passive(channel: Channel, contract: Contract, table: PartyTable) -> tu
             evidence = _peers_evidence(channel, contract, table, glm)
         facts["iv"] = _ranked({e.codes.bins.name: e.iv for e in evidence})
     design, said = fit_design(table, contract.passive.features, evidence, glm.bins, glm.least_iv)
+    design, plan = _selected(design, table, glm)
     data = regression.PassiveData(design.standardised(table), design.names)
+    if glm.disclosure == "none":
+        share, found = _sealed_passive(channel, contract, data, design)
+        said += found["warnings"] + _unconverged(found["converged"], glm)
+        return share, facts | found | {"selection": plan, "warnings": said}
     result = regression.fit_passive(channel, contract, data)
     share = LinearShare("passive", result.model_id, design, result.coefficients, errors=result.errors)
+    if glm.select.p_value:
+        share = _without(share, dict.fromkeys(np.flatnonzero(result.coefficients == 0).tolist()), plan)
     facts |= _progress(result.converged, result.steps, result.changes, glm, len(result.coefficients)) | result.facts
     if result.inflation is not None:
         facts["variance_inflation"] = dict(zip(design.names, result.inflation.tolist(), strict=True))
     facts |= {
         "model_id": result.model_id.hex(),
+        "selection": plan,
         "coefficients": share.table(),
         "warnings": said + _unconverged(result.converged, glm),
     }
     return share, facts
+
+
+def _selected(design: Design, table: PartyTable, glm: Glm) -> tuple[Design, list[Summary]]:
+    """The design without this side's redundant columns, and the plan: a line for every column."""
+    worth = np.array([0.0 if c.evidence is None else c.evidence.iv for c in design.columns])
+    out: dict[int, str] = {}
+    if glm.select.correlation < 1 or glm.select.vif:
+        out = redundant(design.standardised(table), worth, glm.select, design.names)
+    plan: list[Summary] = [
+        {"column": column.name, "kept": j not in out, **({"reason": out[j]} if j in out else {})}
+        for j, column in enumerate(design.columns)
+    ]
+    kept = tuple(column for j, column in enumerate(design.columns) if j not in out)
+    return replace(design, columns=kept), plan
+
+
+def _without(share: LinearShare, dropped: Mapping[int, float | None], plan: list[Summary]) -> LinearShare:
+    """A share without columns that backward elimination dropped; the plan says so (with p-values, where known)."""
+    lines = {line["column"]: line for line in plan}
+    for j, p in dropped.items():
+        name = share.design.columns[j].name
+        if name not in lines:
+            plan.append(lines.setdefault(name, {"column": name}))
+        lines[name] |= {"kept": False, "reason": "p-value" if p is None else f"p-value {p:.3g}"}
+    kept = [j for j in range(len(share.design.columns)) if j not in dropped]
+    return replace(
+        share,
+        design=replace(share.design, columns=tuple(share.design.columns[j] for j in kept)),
+        coefficients=share.coefficients[kept],
+        errors=None if share.errors is None else share.errors[kept],
+    )
+
+
+def _sealed_active(
+    channel: Channel, contract: Contract, data: regression.ActiveData, design: Design
+) -> tuple[LinearShare, Summary]:
+    """A fit without partial scores: no joint figures, errors or deviance, as nobody has the joint score of a row."""
+    glm, rows = settings_of(contract), data.rows
+    found = sealed.fit_active(channel, contract, data)
+    share = LinearShare("active", found.model_id, design, found.coefficients[1:], float(found.coefficients[0]))
+    return share, _sealed_facts(found.converged, found.changes, len(found.changes), len(rows.columns) + 1) | {
+        "flooding_distance": sealed.flooding(contract, len(rows.columns), found.passive_columns, data.universe),
+        "model_id": found.model_id.hex(),
+        "coefficients": share.table(),
+        "alone": linear_figures(glm, rows.label, found.alone.eta),
+    }
+
+
+def _sealed_passive(
+    channel: Channel, contract: Contract, data: regression.PassiveData, design: Design
+) -> tuple[LinearShare, Summary]:
+    glm = settings_of(contract)
+    if not glm.l2:
+        regression.check_independent(data.columns, data.names)
+    result, beyond = sealed.fit_passive(channel, contract, data)
+    share = LinearShare("passive", result.model_id, design, result.coefficients)
+    said = [f"{beyond:.2%} of rows have a partial score beyond the reach of {glm.reach:g}"] if beyond > 1e-3 else []
+    return share, _sealed_facts(result.converged, result.changes, result.steps, len(data.columns)) | {
+        "model_id": result.model_id.hex(),
+        "coefficients": share.table(),
+        "warnings": said,
+    }
+
+
+def _sealed_facts(converged: bool, changes: list[float], rounds: int, columns: int) -> Summary:
+    """``gradient_rank`` bounds the linear functions of the residuals that this side learned."""
+    return {
+        "family": "logistic",
+        "disclosure": "none",
+        "converged": converged,
+        "steps": rounds,
+        "gradient_rank_at_most": rounds * columns,
+        **({"step_sizes_in_standard_errors": changes} if changes else {}),
+    }
 
 
 def own_evidence(table: PartyTable, side: Side, glm: Glm) -> tuple[tuple[Evidence, ...], list[Groups]]:
@@ -318,8 +421,10 @@ def predict_active(
         own = Points.of(share, card, contract.active)
         columns |= _reason_columns(own, table, codes, reasons, position)
     csv.write_csv(pa.table({name: pa.array(values) for name, values in columns.items()}), path)
-    now = np.bincount(np.searchsorted(share.deciles, eta), minlength=10) if share.deciles is not None else np.ones(10)
-    facts: Summary = {"rows_scored": table.rows, "score_stability_index": stability(np.full(10, 0.1), now)}
+    facts: Summary = {"rows_scored": table.rows}
+    if share.deciles is not None:
+        now = np.bincount(np.searchsorted(share.deciles, eta), minlength=10)
+        facts["score_stability_index"] = stability(np.full(10, 0.1), now)
     return facts | _stability(share, table) | {"warnings": share.design.unseen(table)}
 
 
@@ -373,12 +478,14 @@ def _write_fitted(path: Path, table: PartyTable, glm: Glm, joint: F64, alone: F6
     csv.write_csv(pa.table({name: pa.array(values) for name, values in columns.items()}), path)
 
 
-def save(share: LinearShare, folder: Path, contract: Contract, party: str, role: str) -> Summary:
-    """Write the share and, with a scorecard, this side's points and their export."""
+def save(share: LinearShare, folder: Path, contract: Contract, party: str, role: str, plan: list[Summary]) -> Summary:
+    """Write the share, the plan of its columns and, with a scorecard, this side's points and their export."""
     shares.save(share, folder, contract, party)
+    (folder / "plan.json").write_text(json.dumps(plan, indent=1) + "\n", encoding="utf-8")
     if contract.scorecard is None:
         return {}
     points = Points.of(share, contract.scorecard, contract.side(role))
     export = points.export() | {"party": party, "contract": contract.name, "model_id": share.model_id.hex()}
     (folder / "scorecard.json").write_text(json.dumps(export, indent=1) + "\n", encoding="utf-8")
+    (folder / "scorecard.pmml").write_text(pmml(points, f"{contract.name}, {party}"), encoding="utf-8")
     return {"points": points.table(), "scaling": export["scaling"]}

@@ -14,7 +14,8 @@ from fedlearn.protocols import handshake, regression
 
 def contract(active: int, passive: int, **changes: Any) -> Contract:
     names = [f"x{j}" for j in range(active + passive)]
-    glm = {k: v for k, v in changes.items() if k not in ("backend", "mode", "budget", "disclosure")}
+    glm = {k: v for k, v in changes.items() if k not in ("backend", "mode", "budget", "disclosure", "disclosure_none")}
+    glm |= {"disclosure": "none"} if changes.get("disclosure_none") else {}
     return Contract.model_validate(
         {
             "name": "test",

@@ -49,3 +49,11 @@ def test_serve() -> None:
     assert said["failed"] == 0
     assert 0 < said["p50_ms"] <= said["p99_ms"]
     assert said["in_both_logs"] == 350  # the warm-up's, too
+
+
+@pytest.mark.processes
+def test_woe() -> None:
+    said = bench("woe", "--rows", "3000", "--passive-features", "9", "--bins", "5")
+    assert said["largest_difference_of_iv"] < 1e-4
+    assert 0 < said["kl_nats"] < 2.0**-20
+    assert said["seconds"] > 0

@@ -120,6 +120,28 @@ def test_the_two_sides_find_the_pooled_fit(family: str) -> None:
     assert 0 < ledger.kl_nats < agreed.budget.kl_nats
 
 
+@pytest.mark.parametrize("tail", [1.0, 1.5, 2.0])
+def test_gamma_converges_on_heavy_tailed_columns(tail: float) -> None:
+    """Fisher's steps with plain halving crawl here: statsmodels takes up to 34 of them."""
+    rng = np.random.default_rng(3)
+    x = rng.normal(size=(6, 4000))
+    x[3:] = rng.lognormal(0, tail, (3, 4000))
+    x = (x - x.mean(axis=1, keepdims=True)) / x.std(axis=1, keepdims=True)
+    mean = np.exp(-0.5 + np.array([0.5, -0.3, 0.2, 0.1, 0.3, -0.5]) @ x)
+    y = rng.gamma(2, mean / 2) + 1e-12
+    due = sm.GLM(y, sm.add_constant(x.T), family=sm.families.Gamma(LOG)).fit(tol=1e-12)
+    alone = learner.fit(learner.Rows(x, y, np.ones(4000), np.zeros(4000)), Glm(family="gamma"))
+    assert alone.converged
+    np.testing.assert_allclose(alone.coefficients, due.params, atol=1e-5)
+    np.testing.assert_allclose(alone.errors, due.bse, rtol=1e-3)
+    if tail == 1.5:
+        (active, _), (passive, _) = meet(contract(3, 3, family="gamma", max_steps=20), *data(x, y, 3))
+        coefficients, errors = in_order(active, passive, 3)
+        assert np.abs((coefficients - due.params) / due.bse).max() < 0.05
+        np.testing.assert_allclose(errors, due.bse, rtol=0.02)
+        assert passive.converged
+
+
 def test_elastic_net_is_that_of_the_pooled_rows() -> None:
     agreed = contract(3, 3, l1=0.02, l2=0.01, max_steps=20)
     sides = data(TABLE.x, TABLE.label["logistic"], 3)

@@ -7,6 +7,7 @@ import math
 from bisect import bisect_left
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree as ET
 
 import numpy as np
 import pytest
@@ -18,6 +19,7 @@ from fedlearn.data.design import fit_design
 from fedlearn.errors import FedlearnError, Malformed, WrongLength, WrongModel
 from fedlearn.models import linear
 from fedlearn.models.linear import LinearShare
+from fedlearn.models.pmml import NAMESPACE, pmml
 from fedlearn.models.scorecard import Points
 from fedlearn.protocols import linear as linear_protocol
 from fedlearn.v1 import linear_pb2 as pb
@@ -189,3 +191,57 @@ def put(field: str, value: Any) -> Any:
 def test_scores_out_of_line(spoil: Any, codes: int, error: type[FedlearnError]) -> None:
     with pytest.raises(error):
         exchange(spoil, codes)
+
+
+#: Children of PMML 4.4's elements in the order of its schema, and the attributes that it demands.
+SCHEMA = {
+    "PMML": (["Header", "DataDictionary", "Scorecard"], {"version"}),
+    "Scorecard": (["MiningSchema", "Output", "Characteristics"], {"functionName"}),
+    "Characteristic": (["Attribute"], {"reasonCode", "baselineScore"}),
+    "Attribute": (["SimplePredicate", "SimpleSetPredicate", "True"], {"partialScore"}),
+    "DataField": ([], {"name", "optype", "dataType"}),
+    "SimplePredicate": ([], {"field", "operator"}),
+    "SimpleSetPredicate": (["Array"], {"field", "booleanOperator"}),
+    "Array": ([], {"type"}),
+}
+
+
+def tag(element: ET.Element) -> str:
+    return element.tag.removeprefix(f"{{{NAMESPACE}}}")
+
+
+def holds(predicate: ET.Element, row: dict[str, Any]) -> bool:
+    if tag(predicate) == "True":
+        return True
+    value = row[predicate.attrib["field"]]
+    missing = value is None or value != value
+    if tag(predicate) == "SimpleSetPredicate":
+        return not missing and value in [text.strip('"') for text in (predicate[0].text or "").split('" "')]
+    operator = predicate.attrib["operator"]
+    if operator == "isMissing" or missing:
+        return operator == "isMissing" and missing
+    given = float(predicate.attrib["value"])
+    return bool(value == given if operator == "equal" else value <= given)
+
+
+@pytest.mark.parametrize("role", ["active", "passive"])
+def test_pmml_scores_the_same(role: str) -> None:
+    points = Points.of(share(role), SETTINGS, SIDE)
+    root = ET.fromstring(pmml(points, 'a name with <signs> & "quotes"'))  # noqa: S314
+    for element in root.iter():
+        order, demanded = SCHEMA.get(tag(element), (None, set()))
+        assert demanded <= set(element.attrib)
+        if order is not None:
+            places = [order.index(tag(child)) for child in element]
+            assert places == sorted(places) or tag(element) == "Attribute"
+    rows = table(300, seed=11)
+    due = points.of_rows(rows)
+    columns = {n: v.tolist() if isinstance(v, np.ndarray) else v.cast("string").to_pylist()
+               for n, v in rows.columns.items()}  # fmt: skip
+    cards = list(root.iter(f"{{{NAMESPACE}}}Characteristic"))
+    for j, card in enumerate(cards):
+        for i in range(300):
+            row = {name: values[i] for name, values in columns.items()}
+            first = next(attribute for attribute in card if holds(attribute[0], row))
+            assert float(first.attrib["partialScore"]) == pytest.approx(due[j, i])
+        assert float(card.attrib["baselineScore"]) == pytest.approx(points.references[j])

@@ -55,8 +55,8 @@ def measure(setting: Setting) -> dict[str, Any]:
         NotInContract: a disclosure that does not exist.
         FedlearnError: a party failed, with what it said.
     """
-    if setting.disclosure != "score":
-        raise NotInContract(f"disclosure {setting.disclosure!r} is not there yet; score is")
+    if setting.disclosure not in ("score", "none"):
+        raise NotInContract(f"there is no disclosure {setting.disclosure!r}; score and none are")
     contract = _contract(setting)
     active, passive = run_pair(
         "fedlearn.bench.glm", {"setting": asdict(setting), "contract": contract.model_dump_json()}
@@ -108,7 +108,14 @@ def _contract(setting: Setting) -> Contract:
         passive=Side(name="passive", features=_kinds(setting, "passive")),
         label=Label(column=setting.label, positive=setting.positive),
         align=Align(key=Key(column=setting.key)),
-        glm=Glm.model_validate({"family": setting.family, "woe": setting.woe}),
+        glm=Glm.model_validate(
+            {
+                "family": setting.family,
+                "woe": setting.woe,
+                "disclosure": setting.disclosure,
+                "max_steps": 20 if setting.disclosure == "none" else 12,
+            }
+        ),
         budget=Budget(rows=100_000_000),
     )
 
@@ -151,7 +158,7 @@ def _fit(channel: Channel, contract: Contract, table: PartyTable, role: str) -> 
         share, facts = jobs_glm.train_active(channel, contract, table, None, np.arange(table.rows), table.rows)
     else:
         share, facts = jobs_glm.train_passive(channel, contract, table)
-    seconds = time.perf_counter() - started - (channel.phases["alone"].seconds if role == "active" else 0.0)
+    seconds = time.perf_counter() - started - (channel.phases["alone"].seconds if "alone" in channel.phases else 0.0)
     return {
         "seconds": seconds,
         "rounds": facts["steps"],
@@ -221,7 +228,15 @@ def _pooled(
         "max_coefficient_error_in_standard_errors": float(np.abs((found - fit.params) / fit.bse).max()),
         "auc": float(roc_auc_score(label, columns @ found)) if logistic else None,
         "auc_pooled": float(roc_auc_score(label, columns @ fit.params)) if logistic else None,
+        "calibration_slope": _slope(label, columns @ found) if logistic else None,
     }
+
+
+def _slope(label: F64, score: F64) -> float:
+    """Slope of the label on the fitted log-odds: 1 when calibrated."""
+    import statsmodels.api as sm
+
+    return float(sm.GLM(label, sm.add_constant(score), family=sm.families.Binomial()).fit().params[1])
 
 
 if __name__ == "__main__":

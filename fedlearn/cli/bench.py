@@ -135,7 +135,7 @@ def glm(
     rows: Annotated[int, typer.Option(help="rows of the generated table")] = 100_000,
     active_features: Annotated[int, typer.Option(help="features of the side with labels")] = 15,
     passive_features: Annotated[int, typer.Option(help="features of the other side")] = 15,
-    disclosure: Annotated[str, typer.Option(help="score: exact, partial scores meet on the active side")] = "score",
+    disclosure: Annotated[str, typer.Option(help="score: exact, partial scores meet; none: sealed")] = "score",
     family: Annotated[str, typer.Option(help="logistic, linear or poisson")] = "logistic",
     woe: Annotated[bool, typer.Option("--woe", help="replace columns by weights of evidence")] = False,
     active_file: Annotated[str | None, typer.Option(help="CSV with key, label and features")] = None,
@@ -157,6 +157,23 @@ def glm(
     )  # fmt: skip
     result = bench.measure(setting)
     _show("regression", result, as_json)
+
+
+@app.command()
+def woe(
+    rows: Annotated[int, typer.Option(help="rows that both sides have")] = 100_000,
+    passive_features: Annotated[int, typer.Option(help="features to screen")] = 500,
+    bins: Annotated[int, typer.Option(min=2, max=255, help="bins per feature, without the one for missing")] = 10,
+    as_json: Annotated[bool, typer.Option("--json", help="print JSON")] = False,
+) -> None:
+    """Weights of evidence and information values of the passive features, both parties as processes.
+
+    Example: fedlearn bench woe --rows 100000 --passive-features 500 --bins 10 --json
+    """
+    from fedlearn.bench import woe as bench
+
+    result = bench.measure(rows, passive_features, bins)
+    _show("screening", result, as_json)
 
 
 @app.command()

@@ -1,4 +1,4 @@
-"""Generalised linear models by penalised Newton steps (iteratively reweighted least squares).
+"""Generalised linear models by penalised Newton steps; standard errors from the expected information.
 
 Model: η = offset + b_0 + X_A·b_A + X_P·b_P, mean μ = link⁻¹(η); weights multiply each row's log-likelihood. Score and
 Fisher information as in McCullagh & Nelder, "Generalized Linear Models" (2nd ed., 1989), 2.5; elastic net by coordinate
@@ -11,14 +11,15 @@ active side has. Without it, :func:`fit` fits the active side's columns alone.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from fedlearn.contract import Glm
+from fedlearn.contract import Glm, Select
 from fedlearn.errors import Collinear, Separation
 
 F64 = NDArray[np.float64]
@@ -40,7 +41,8 @@ class Family:
         mean: η to μ.
         start: mean of y to η.
         residual: (y, μ) to the derivative of a row's log-likelihood by η, at dispersion 1.
-        information: μ to its expected negative second derivative.
+        information: μ to its expected negative second derivative, for standard errors.
+        curvature: (y, μ) to the second derivative itself, for steps; the same under a canonical link.
         variance: μ to the variance function V(μ).
         deviance: (y, η) to a row's unit deviance.
         estimates_dispersion: whether the dispersion is Pearson's χ²/(n − p) or 1.
@@ -51,6 +53,7 @@ class Family:
     start: Callable[[float], float]
     residual: Callable[[F64, F64], F64]
     information: Callable[[F64], F64]
+    curvature: Callable[[F64, F64], F64]
     variance: Callable[[F64], F64]
     deviance: Callable[[F64, F64], F64]
     estimates_dispersion: bool
@@ -61,18 +64,21 @@ def family_of(glm: Glm) -> Family:
     if glm.family == "logistic":
         return Family(
             "logistic", _expit, lambda m: float(np.log(m / (1 - m))), lambda y, mu: y - mu,
-            lambda mu: mu * (1 - mu), lambda mu: mu * (1 - mu),
+            lambda mu: mu * (1 - mu), lambda y, mu: mu * (1 - mu), lambda mu: mu * (1 - mu),
             lambda y, eta: 2 * (np.logaddexp(0, eta) - y * eta), False,
         )  # fmt: skip
     if glm.family == "linear":
         return Family(
-            "linear", lambda eta: eta, float, lambda y, mu: y - mu, np.ones_like, np.ones_like,
+            "linear", lambda eta: eta, float, lambda y, mu: y - mu,
+            np.ones_like, lambda y, mu: np.ones_like(mu), np.ones_like,
             lambda y, eta: (y - eta) ** 2, True,
         )  # fmt: skip
     power = {"poisson": 1.0, "gamma": 2.0, "tweedie": glm.tweedie_power}[glm.family]
     return Family(
         glm.family, np.exp, lambda m: float(np.log(m)), lambda y, mu: (y - mu) * mu ** (1 - power),
-        lambda mu: mu ** (2 - power), lambda mu: mu**power, _power_deviance(power), power != 1,
+        lambda mu: mu ** (2 - power),
+        lambda y, mu: (2 - power) * mu ** (2 - power) + (power - 1) * y * mu ** (1 - power),
+        lambda mu: mu**power, _power_deviance(power), power != 1,
     )  # fmt: skip
 
 
@@ -93,6 +99,15 @@ def _power_deviance(power: float) -> Callable[[F64, F64], F64]:
         return np.asarray(2 * (y**b / (a * b) - y * mu**a / a + mu**b / b))
 
     return deviance
+
+
+def expects(glm: Glm) -> bool:
+    """Whether standard errors take another curvature than steps do: without a canonical link (gamma, Tweedie).
+
+    There the expected information may be far from the curvature on rows with large columns, and Fisher's steps then
+    crawl; the likelihood is log-concave in η with either, so Newton's own steps with halving always converge.
+    """
+    return glm.family in ("gamma", "tweedie")
 
 
 @dataclass(frozen=True)
@@ -150,6 +165,8 @@ class Fit:
         deviance, null_deviance: of the fit, and of intercept and offset alone.
         dispersion: 1, or Pearson's χ²/(m − p).
         log_likelihood: at that dispersion; None for ``tweedie``, which has no closed form.
+        dropped: p-value of each coefficient that backward elimination left out, by place; these are exactly 0, and so
+            are their errors.
     """
 
     coefficients: F64
@@ -162,11 +179,16 @@ class Fit:
     null_deviance: float
     dispersion: float
     log_likelihood: float | None
+    dropped: dict[int, float] = field(default_factory=dict)
 
     @property
     def aic(self) -> float | None:
         """Akaike's information criterion, the intercept counted, the dispersion not (as statsmodels does)."""
-        return None if self.log_likelihood is None else 2 * (len(self.coefficients) - self.log_likelihood)
+        return (
+            None
+            if self.log_likelihood is None
+            else 2 * (len(self.coefficients) - len(self.dropped) - self.log_likelihood)
+        )
 
     @property
     def errors(self) -> F64 | None:
@@ -200,6 +222,8 @@ class _Newton:
         self.own = len(self.design)
         self.size = self.own + (passive.columns if passive else 0)
         self.changes: list[float] = []
+        self.expects = expects(glm)
+        self.dropped: dict[int, float] = {}
         self.first: F64 | None = None
 
     def run(self) -> Fit:
@@ -208,16 +232,17 @@ class _Newton:
         null = self._null()
         beta[0] = null
         if self.passive is not None:
-            beta[: self.own] = fit(rows, self.glm, None, self.names[1 : self.own]).coefficients
+            bare = self.glm.model_copy(update={"select": Select()})
+            beta[: self.own] = fit(rows, bare, None, self.names[1 : self.own]).coefficients
         partial = np.zeros(len(rows.label))
         curvature, noise, seen = np.zeros((0, 0)), 0.0, None
-        converged = False
+        converged = settled = False
         for step in range(self.glm.max_steps + 1):
             eta = rows.offset + beta[: self.own] @ self.design + partial
             self._check_overlap(eta)
             mu = self.family.mean(eta)
             residual = rows.weight * self.family.residual(rows.label, mu)
-            weight = rows.weight * self.family.information(mu)
+            weight = rows.weight * self.family.curvature(rows.label, mu)
             moved = seen is None or _moved(weight, seen)
             blocks = self.passive.products(residual, weight if moved else None) if self.passive else None
             gradient = self.design @ residual
@@ -229,15 +254,29 @@ class _Newton:
             change = self._step(curvature, gradient, beta)
             scale = self._dispersion(mu)
             self.changes.append(float(np.sqrt(max(0.0, float(change @ curvature @ change)) / scale)))
-            converged = self.changes[-1] <= self.glm.tolerance
-            if converged or step == self.glm.max_steps:
+            converged = settled or self.changes[-1] <= self.glm.tolerance
+            if step == self.glm.max_steps:
                 break
+            if converged:
+                fewer = self._eliminate(beta, curvature, scale)
+                if fewer is None:
+                    break
+                beta = fewer
+                partial = self.passive.scores(beta[self.own :]) if self.passive else partial
+                converged = settled = False
+                continue
             target = self.passive.scores(beta[self.own :] + change[self.own :]) if self.passive else partial
             share = self._share(beta, change, partial, target)
             if share == 0:
                 converged = self.changes[-1] <= 0.05  # rounding has the last word below this
-                break
+                if not converged or not self.glm.select.p_value:
+                    break
+                settled = True
+                continue
             beta, partial = beta + share * change, partial + share * (target - partial)
+        if self.expects and not self.glm.l1:
+            weight = rows.weight * self.family.information(mu)
+            curvature = self._curvature(weight, self.passive.products(residual, weight) if self.passive else None)
         return self._result(beta, curvature, eta, partial, converged)
 
     def _null(self) -> float:
@@ -255,7 +294,7 @@ class _Newton:
         return b
 
     def _deviance(self, eta: F64) -> float:
-        with np.errstate(over="ignore", invalid="ignore"):
+        with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
             found = float(self.rows.weight @ self.family.deviance(self.rows.label, eta))
         return found if np.isfinite(found) else np.inf
 
@@ -309,47 +348,93 @@ class _Newton:
 
     def _step(self, curvature: F64, gradient: F64, beta: F64) -> F64:
         """The change that minimises the quadratic model of the penalised objective."""
-        free = np.ones(self.size)
-        free[0] = 0.0
-        l2, l1 = self.glm.l2 * self.total * free, self.glm.l1 * self.total * free
+        penalised = np.ones(self.size)
+        penalised[0] = 0.0
+        l2, l1 = self.glm.l2 * self.total * penalised, self.glm.l1 * self.total * penalised
         matrix, slope = curvature + np.diag(l2), gradient - l2 * beta
         if not self.glm.l1:
-            return np.asarray(np.linalg.solve(matrix, slope))
+            free = self._free
+            change = np.zeros(self.size)
+            change[free] = np.linalg.solve(matrix[np.ix_(free, free)], slope[free])
+            return change
         return _descend(matrix, slope, beta, l1)
 
+    @property
+    def _free(self) -> NDArray[np.int64]:
+        return np.array([j for j in range(self.size) if j not in self.dropped], np.int64)
+
+    def _covariance(self, curvature: F64, dispersion: float) -> F64:
+        """Of all coefficients, zero for dropped ones: the sandwich of the penalised curvature."""
+        free = self._free
+        ridge = np.full(len(free), self.glm.l2 * self.total)
+        ridge[0] = 0.0
+        part = curvature[np.ix_(free, free)]
+        inverse = np.linalg.inv(part + np.diag(ridge))
+        covariance = np.zeros((self.size, self.size))
+        covariance[np.ix_(free, free)] = dispersion * inverse @ part @ inverse
+        return covariance
+
+    def _eliminate(self, beta: F64, curvature: F64, dispersion: float) -> F64 | None:
+        """Drop what is above the contract's p-value, the largest first; None when nothing is.
+
+        Wald's statistic of each smaller model comes from the larger one's covariance, without another fit (Lawless &
+        Singhal, Biometrics 34, 1978); steps go on from there. Each side keeps one column at least.
+        """
+        limit, before = self.glm.select.p_value, len(self.dropped)
+        if not limit or self.glm.l1:
+            return None
+        covariance, beta = self._covariance(curvature, dispersion), beta.copy()
+        while True:
+            free = self._free
+            open_ = [
+                j for j in free.tolist() if j and ((free >= self.own) == (j >= self.own)).sum() > 1 + (j < self.own)
+            ]
+            p = {j: math.erfc(abs(beta[j]) / math.sqrt(2 * covariance[j, j])) for j in open_}
+            worst = max(p, key=lambda j: p[j], default=0)
+            if not worst or p[worst] <= limit:
+                return beta if len(self.dropped) > before else None
+            self.dropped[worst] = p[worst]
+            way = covariance[:, worst] / covariance[worst, worst]
+            beta -= way * beta[worst]
+            covariance -= np.outer(way, covariance[worst])
+            beta[list(self.dropped)] = 0.0
+
     def _share(self, beta: F64, change: F64, partial: F64, target: F64) -> float:
-        """Largest of 1, ½, ¼, … that lowers the objective: partial scores are linear, so nobody need be asked again."""
+        """The best of 1, ½, ¼, … that lowers the objective, 0 if none does.
+
+        Partial scores are linear in the coefficients, so nobody need be asked again. Halving goes on while it helps:
+        where the quadratic model is poor, the first share that lowers the objective may hardly do so.
+        """
         rows = self.rows
         base = rows.offset + beta[: self.own] @ self.design + partial
         towards = change[: self.own] @ self.design + target - partial
         start = self._objective(base, beta)
-        share = 1.0
+        best, lowest, share = 0.0, start + 1e-12 * abs(start), 1.0
         for _ in range(_HALVINGS):
-            if self._objective(base + share * towards, beta + share * change) <= start + 1e-12 * abs(start):
-                return share
+            found = self._objective(base + share * towards, beta + share * change)
+            if found <= lowest:
+                best, lowest = share, found
+            elif best:
+                break
             share /= 2
-        return 0.0
+        return best
 
     def _dispersion(self, mu: F64) -> float:
         rows, family = self.rows, self.family
         if not family.estimates_dispersion:
             return 1.0
         pearson = float(rows.weight @ ((rows.label - mu) ** 2 / family.variance(mu)))
-        return max(pearson / max(1, len(rows.label) - self.size), 1e-300)
+        return max(pearson / max(1, len(rows.label) - self.size + len(self.dropped)), 1e-300)
 
     def _result(self, beta: F64, curvature: F64, eta: F64, partial: F64, converged: bool) -> Fit:
         rows = self.rows
         dispersion = self._dispersion(self.family.mean(eta))
-        covariance = None
-        if not self.glm.l1:
-            ridge = np.full(self.size, self.glm.l2 * self.total)
-            ridge[0] = 0.0
-            inverse = np.linalg.inv(curvature + np.diag(ridge))
-            covariance = dispersion * inverse @ curvature @ inverse
+        covariance = None if self.glm.l1 else self._covariance(curvature, dispersion)
         deviance = self._deviance(eta)
         return Fit(
             beta, covariance, eta, partial, converged, self.changes, deviance, self.null_deviance, dispersion,
             log_likelihood(self.family.name, rows.label, rows.weight, self.family.mean(eta), deviance, dispersion),
+            self.dropped,
         )  # fmt: skip
 
 

@@ -62,7 +62,12 @@ class Points:
 
     def lost(self, points: F64) -> F64:
         """Points that each column lost against its best bin, or against its mean over the training rows, (p, n)."""
-        return np.asarray(np.array([self._reference(j) for j in range(len(self.columns))])[:, None] - points)
+        return np.asarray(np.array(self.references)[:, None] - points)
+
+    @property
+    def references(self) -> list[float]:
+        """What each column's points are held against."""
+        return [self._reference(j) for j in range(len(self.columns))]
 
     def _reference(self, j: int) -> float:
         rows = evidence_of(self.columns[j]).rows

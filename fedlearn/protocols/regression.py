@@ -183,8 +183,8 @@ class PassiveResult:
 
 
 def asks(glm: Glm) -> int:
-    """How often products are asked for at most: at every step, at the end, and for statistics."""
-    return glm.max_steps + 1 + int(glm.statistics)
+    """How often products are asked for at most: at every step, at the end, for errors and for statistics."""
+    return glm.max_steps + 1 + int(glm.statistics) + int(learner.expects(glm))
 
 
 def most_vectors(glm: Glm, active_columns: int) -> int:
@@ -227,7 +227,8 @@ def _pairs(columns: int) -> tuple[I64, I64]:
     return first.astype(np.int64), second.astype(np.int64)
 
 
-def _model_id(channel: Channel, contract: Contract) -> bytes:
+def model_id(channel: Channel, contract: Contract) -> bytes:
+    """16 bytes that both shares of this session's model carry."""
     return hashlib.sha256(b"fedlearn/1 glm model" + channel.session + contract.hash()).digest()[:16]
 
 
@@ -244,7 +245,7 @@ def fit_active(channel: Channel, contract: Contract, data: ActiveData) -> Active
         PeerMisbehaved: see the subclasses.
     """
     glm, rows = _glm(contract), data.rows
-    _check_rows(rows, glm)
+    check_rows(rows, glm)
     channel.open(TABLE, "active")
     with channel.phase("hint"):
         channel.send(pb.GlmOpen(columns=len(rows.columns)))
@@ -256,7 +257,7 @@ def fit_active(channel: Channel, contract: Contract, data: ActiveData) -> Active
     result = _result(contract, fit, len(rows.columns))
     if statistics is not None:
         result.inflation.extend(statistics.inflation[len(rows.columns) :].tolist())
-    result.model_id = _model_id(channel, contract)
+    result.model_id = model_id(channel, contract)
     channel.send(result)
     return ActiveResult(fit, result.model_id, peer.names, statistics)
 
@@ -276,7 +277,8 @@ def _statistics(peer: _Peer) -> Statistics:
     return Statistics(correlation, np.diag(np.linalg.pinv(correlation)))
 
 
-def _check_rows(rows: learner.Rows, glm: Glm) -> None:
+def check_rows(rows: learner.Rows, glm: Glm) -> None:
+    """Raises NoOverlap or BadLabel for rows that no fit can be had from."""
     count, size = len(rows.label), len(rows.columns) + 2
     if count <= size + 10:
         raise NoOverlap(f"only {count} aligned rows have a label; {size} or more coefficients need more")
@@ -508,7 +510,7 @@ def _send_scores(channel: Channel, scores: F64) -> None:
 
 
 def _received(channel: Channel, contract: Contract, message: pb.GlmResult, order: I64) -> PassiveResult:
-    if not hmac.compare_digest(message.model_id, _model_id(channel, contract)):
+    if not hmac.compare_digest(message.model_id, model_id(channel, contract)):
         raise channel.misbehaved(Malformed, "named another model than this session's")
     natural = np.empty(len(order))
     natural[order] = _finite(channel, message.coefficients, len(order))
