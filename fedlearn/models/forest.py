@@ -8,6 +8,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedlearn.kernels import trees as kernel
+from fedlearn.kernels.threads import ranges, spread
+
+_MANY = 1 << 15  #: rows that are walked by one thread at a time
 
 
 @dataclass(frozen=True)
@@ -61,6 +64,21 @@ class Forest:
             sides: uint8 (S, ⌈n/8⌉), side bits by passive split number, in shared order.
             position: int64 (m,), place of each row in the shared order.
         """
+        if len(position) < _MANY:
+            return self._walked(bins, sides, position)
+        out = np.empty((len(self.base), len(position)))
+        order = np.argsort(position)  # rows that share cache lines of ``sides`` one after the other
+
+        def walk(part: range) -> None:
+            rows = order[part.start : part.stop]
+            out[:, rows] = self._walked(bins[:, rows], sides, position[rows])
+
+        spread(walk, ranges(len(order), -(-len(order) // _MANY)))
+        return out
+
+    def _walked(
+        self, bins: NDArray[np.uint8], sides: NDArray[np.uint8], position: NDArray[np.int64]
+    ) -> NDArray[np.float64]:
         out = np.repeat(self.base[:, None], len(position), axis=1)
         kernel.add_margins(
             self.roots,
