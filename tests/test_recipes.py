@@ -12,7 +12,7 @@ from fedlearn.cli.main import run as command_line
 from fedlearn.contract import load_contract
 from fedlearn.errors import OutputExists, OwnMistake
 
-FEW = 400
+FEW = 300
 
 
 @pytest.mark.parametrize("name", sorted(recipes.names()))
