@@ -16,7 +16,6 @@ The active side keeps ``<fingerprint of the key>.bin``: the version, then the va
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import hmac
 import json
@@ -335,6 +334,8 @@ def _spend(folder: Path, count: int, limits: Queries) -> None:
 
 @contextmanager
 def _locked(path: Path, wait: bool) -> Iterator[None]:
+    import fcntl  # not on Windows, where only this method is missing then
+
     with path.open("ab") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
