@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sqlite3
 from pathlib import Path
 from typing import Any
@@ -179,6 +180,18 @@ def test_a_log_goes_on_where_it_ended_even_in_the_middle_of_a_line(tmp_path: Pat
     written(path, key)
     assert audit.verify(path, key)["entries"] == 2 * first["entries"]
     assert [e["torn_bytes"] for e in audit.entries(path) if e["kind"] == "open"] == [0, 17]
+
+
+def test_a_full_disk_leaves_no_half_an_entry(tmp_path: Path, key: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    log, write = AuditLog(tmp_path / "audit.jsonl", "platform", key), os.write
+    monkeypatch.setattr(os, "write", lambda file, raw: write(file, raw[:20]))
+    with pytest.raises(OSError, match="in full"):
+        log.add("answer", request="request-1")
+    monkeypatch.setattr(os, "write", write)
+    log.add("answer", request="request-2")
+    log.close()
+    found = [entry.get("request") for entry in audit.entries(tmp_path / "audit.jsonl") if entry["kind"] == "answer"]
+    assert found == ["request-2"]
 
 
 def test_one_process_at_a_time(tmp_path: Path, key: Path) -> None:

@@ -79,7 +79,9 @@ class AuditLog:
         body = {"seq": self._seq + 1, "at": _now(), "kind": kind, "prev": self._hash, **facts}
         digest = _hash(body)
         line = (json.dumps({**body, "hash": digest}, separators=(",", ":")) + "\n").encode()
+        size = os.fstat(self._file).st_size
         if os.write(self._file, line) != len(line):
+            os.ftruncate(self._file, size)  # so that the next entry does not follow half of this one
             raise OSError(f"the audit log {self.path} could not be written in full")
         self._seq, self._hash = self._seq + 1, digest
 

@@ -5,6 +5,7 @@ No network here, and no clock but those passed in or of the operating system.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 import sys
@@ -142,11 +143,12 @@ class Memo:
             Refusal: the ID belongs to another request; or as ``work`` raises.
         """
         mine: Future[bytes] = Future()
+        digest = hashlib.sha256(content).digest()
         with self._lock:
-            known, future = self._kept.setdefault(request_id, (content, mine))
+            known, future = self._kept.setdefault(request_id, (digest, mine))
             if len(self._kept) > self._most:
                 self._kept.popitem(last=False)
-        if known != content:
+        if known != digest:
             raise Refusal("request-reused", "this request_id was used for another request")
         if future is not mine:
             return future.result()

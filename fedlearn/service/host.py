@@ -62,7 +62,7 @@ def serve(party: PartyFile, stop: threading.Event) -> None:
             context = tls_context(party.tls, party.party)
             stack.callback(Web(service.http, scoring(answer), context).close)
         if service.status is not None:
-            page = status_page(lambda: server.serving, lambda: metrics.text(models))
+            page = status_page(lambda: server.serving and bool(models.served), lambda: metrics.text(models))
             stack.callback(Web(service.status, page, None).close)
         stack.callback(lambda: server.drain(_GRACE))
         server.start()
@@ -71,6 +71,7 @@ def serve(party: PartyFile, stop: threading.Event) -> None:
         log("ready", party=party.party, role=role, models=[model.entry.label for model in models.served.values()])
         _watch(party, models, client, context, stop)
         log("draining")
+        gc.unfreeze()
     log("stopped")
 
 
