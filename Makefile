@@ -10,7 +10,7 @@ demo: $(INSTALLED)
 	$(BIN)/fedlearn demo runs/demo
 
 test: $(INSTALLED) lint
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto --dist loadfile
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .
