@@ -181,6 +181,10 @@ class spoiling:  # noqa: N801  (used like a function)
 
     def send(self, message: Any, bulk: Any = b"") -> None:
         if isinstance(message, self._kind):
+            if len(bulk):  # as if protobuf had written it
+                name = self._channel._transcript(self._kind).table.entry(self._kind).bulk
+                setattr(message, name, bytes(bulk))
+                bulk = b""
             self._spoil(message)
         self._channel.send(message, bulk)
 

@@ -35,7 +35,10 @@ def request(folder: Folder, party: Annotated[str, typer.Option(help="the party's
 
 @app.command()
 def renew(folder: Folder, party: Annotated[str, typer.Option(help="the party's name in the contract")]) -> None:
-    """Request a new certificate for the key that is there; registry and audit log stay valid."""
+    """Request a new certificate for the key that is there; registry and audit log stay valid.
+
+    Example: fedlearn keys renew keys --party bank
+    """
     out.print(f"request for the authority: {keys.renew_request(folder, party)}")
 
 

@@ -127,7 +127,10 @@ def train_alone(
     out: Annotated[Path | None, typer.Option("--out", help="<output>/alone by default")] = None,
     as_json: Json = False,
 ) -> None:
-    """Train a model of the side with labels alone, as a fallback for online scoring; the peer is not asked."""
+    """Train a model of the side with labels alone, as a fallback for online scoring; the peer is not asked.
+
+    Example: party-b train-alone
+    """
     from fedlearn.jobs_alone import train_alone as job
 
     own = load_party(party)

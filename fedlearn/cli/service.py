@@ -31,7 +31,10 @@ def add(
     name: Annotated[str | None, typer.Option(help="[service] model by default")] = None,
     as_json: Json = False,
 ) -> None:
-    """Enter this side's share of a model, as the next version of its name."""
+    """Enter this side's share of a model, as the next version of its name.
+
+    Example: fedlearn registry add --party party.toml
+    """
     own = load_party(party)
     registry, contract = open_registry(own)
     chosen = name or (own.service.model if own.service else "model")
@@ -40,7 +43,10 @@ def add(
 
 @registry_app.command("list")
 def list_(party: PartyPath, as_json: Json = False) -> None:
-    """All models and their states."""
+    """All models and their states.
+
+    Example: fedlearn registry list --party party.toml
+    """
     found = open_registry(load_party(party))[0].list()
     if as_json:
         print(json.dumps([{**entry.facts, "state": entry.state} for entry in found]))
@@ -57,13 +63,19 @@ def show_(
     version: Annotated[int | None, typer.Argument(help="the latest by default")] = None,
     as_json: Json = False,
 ) -> None:
-    """Everything that is on record of one model."""
+    """Everything that is on record of one model.
+
+    Example: fedlearn registry show model 1 --party party.toml
+    """
     _tell(open_registry(load_party(party))[0].show(name, version), as_json)
 
 
 @registry_app.command("compare")
 def compare_(party: PartyPath, name: Name, one: Version, other: Version, as_json: Json = False) -> None:
-    """What two versions differ in."""
+    """What two versions differ in.
+
+    Example: fedlearn registry compare model 1 2 --party party.toml
+    """
     registry, _ = open_registry(load_party(party))
     found = compare(registry.show(name, one), registry.show(name, other))
     if as_json:
@@ -81,13 +93,19 @@ def promote(
     state: Annotated[str, typer.Option("--as", help="champion or challenger")] = "champion",
     as_json: Json = False,
 ) -> None:
-    """Serve a model; running services change to it within a second. The passive side first, then the active one."""
+    """Serve a model; running services change to it within a second. The passive side first, then the active one.
+
+    Example: fedlearn registry promote model 2 --party party.toml
+    """
     _tell(open_registry(load_party(party))[0].promote(name, version, state), as_json)
 
 
 @registry_app.command()
 def retire(party: PartyPath, name: Name, version: Version, as_json: Json = False) -> None:
-    """Never serve a model again."""
+    """Never serve a model again.
+
+    Example: fedlearn registry retire model 1 --party party.toml
+    """
     _tell(open_registry(load_party(party))[0].retire(name, version), as_json)
 
 
@@ -95,7 +113,10 @@ def retire(party: PartyPath, name: Name, version: Version, as_json: Json = False
 def resign(
     party: PartyPath, former: Annotated[Path, typer.Option(help="PEM file of the key that signed so far")]
 ) -> None:
-    """Sign the registry anew after this party's key was replaced."""
+    """Sign the registry anew after this party's key was replaced.
+
+    Example: fedlearn registry resign --former keys/old.key --party party.toml
+    """
     show.out.print(f"{open_registry(load_party(party))[0].resign(former)} entries and states signed with the new key")
 
 
@@ -117,7 +138,10 @@ def verify(
     passive: Annotated[Path | None, typer.Option(help="the passive side's log, to compare request IDs with")] = None,
     as_json: Json = False,
 ) -> None:
-    """Check every entry of a log; exit code 39 when one was changed."""
+    """Check every entry of a log; exit code 38 when one was changed.
+
+    Example: fedlearn audit verify audit.log --party party.toml
+    """
     found = logs.verify(file, load_party(party).tls.key if party else None)
     if passive is not None:
         logs.verify(passive)

@@ -114,7 +114,9 @@ def _lines(party: str) -> Report:
 
 def _json_lines(party: str) -> Report:
     def report(p: Progress) -> None:
-        print(json.dumps({"progress": {"party": party, **vars(p)}}), file=sys.stderr, flush=True)
+        # One write: an interrupt must not leave half a line for the error to stand behind.
+        sys.stderr.write(json.dumps({"progress": {"party": party, **vars(p)}}) + "\n")
+        sys.stderr.flush()
 
     return _every(0.1, report)
 

@@ -17,6 +17,9 @@ _FILES = {
     "rows.arrow": "which own rows are shared: personal data",
     "alignment.json": "which alignment this is",
     "alignment.sig": "this side's signature of it",
+    "scorecard.pmml": "the same in PMML",
+    "plan.json": "which of this side's columns were kept, and why not the others",
+    "reference.json": "how scores and features were distributed in training, to notice drift",
     "report.html": "the report, for people",
     "run.json": "all figures of this run, for programs",
 }
