@@ -42,8 +42,14 @@ _COLUMNS = {
 Runs = dict[str, list[dict[str, Any]]]
 
 
-def measure(only: str | None = None, told: Callable[[str], None] = lambda _: None) -> Runs:
-    """All runs by heading; ``only`` limits them to one. ``told`` hears of each before it starts.
+def measure(
+    only: str | None = None,
+    told: Callable[[str], None] = lambda _: None,
+    keep: Callable[[Runs], None] = lambda _: None,
+) -> Runs:
+    """All runs by heading; ``only`` limits them to one.
+
+    ``told`` hears of each run before it starts; ``keep`` gets all runs so far after each heading.
 
     Raises:
         FedlearnError: a party failed, with what it said.
@@ -56,6 +62,7 @@ def measure(only: str | None = None, told: Callable[[str], None] = lambda _: Non
         for value in values:
             told(f"{heading}: {value}")
             runs[heading].append(boost.measure(replace(_USUAL, **{**more, field: value})))
+        keep(runs)
     return runs
 
 

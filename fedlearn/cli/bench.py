@@ -83,9 +83,7 @@ def growth(
     """
     from fedlearn.bench import growth as bench
 
-    runs = bench.measure(only, show.err.print)
-    if out is not None:
-        bench.write(runs, out)
+    runs = bench.measure(only, show.err.print, lambda found: bench.write(found, out) if out is not None else None)
     print(json.dumps(runs) if as_json else bench.tables(runs))
 
 

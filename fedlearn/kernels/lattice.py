@@ -600,6 +600,7 @@ def encrypt(
             pack(words[:here], width, out[k], b * N)
 
 
+@njit(**_FLAGS)
 def noise(low: NDArray[np.uint32], high: U8, out: U64) -> None:
     """Centred binomial words from 40 random bits each: all arrays (m,)."""
     for i in range(out.shape[0]):
