@@ -72,6 +72,8 @@ def measure(setting: Setting) -> dict[str, Any]:
         **{name: value for name, value in asdict(setting).items() if value is not None},
         **active["result"],
         **passive["result"],
+        # A side that was ready later waited less; the longer time is that of the work.
+        "seconds_setup": max(side["result"]["seconds_setup"] for side in (active, passive)),
         **pooled,
         "ratio_to_xgboost": active["result"]["seconds_per_tree"] / pooled["xgboost_seconds_per_tree"],
         "bytes_setup_passive": passive["bytes_setup"],
@@ -188,7 +190,10 @@ def _train_passive(channel: Channel, contract: Contract, train: PartyTable, held
     result = boost.train_passive(channel, contract, data)
     with channel.phase("score"):
         score.score_passive(channel, result.feature, result.masks, binning.transform(held_out))
-    return {"cpu_seconds_per_tree_passive": channel.phases["trees"].cpu_seconds / contract.boost.trees}
+    return {
+        "seconds_setup": channel.phases["hint"].seconds,
+        "cpu_seconds_per_tree_passive": channel.phases["trees"].cpu_seconds / contract.boost.trees,
+    }
 
 
 def _warm_up(channel: Channel, contract: Contract, role: str) -> None:

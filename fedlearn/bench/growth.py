@@ -29,14 +29,11 @@ _VARIED: list[tuple[str, str, tuple[Any, ...], dict[str, Any]]] = [
     ("link, oblivious", "link", ("loopback", "lan", "100mbit", "10mbit"), {"trees": _FEW, "routing": "oblivious"}),
 ]
 _COLUMNS = {
-    "set-up, s": "seconds_setup",
     "s a tree": "seconds_per_tree",
     "XGBoost, s a tree": "xgboost_seconds_per_tree",
     "ratio": "ratio_to_xgboost",
     "MB a tree, active": "bytes_per_tree_active",
     "MB a tree, passive": "bytes_per_tree_passive",
-    "MiB active": "peak_mib_active",
-    "MiB passive": "peak_mib_passive",
 }
 
 Runs = dict[str, list[dict[str, Any]]]
