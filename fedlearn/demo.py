@@ -10,7 +10,6 @@ from __future__ import annotations
 import csv
 import json
 import math
-import shutil
 import subprocess
 import sys
 import threading
@@ -25,19 +24,20 @@ import tomli_w
 from numpy.typing import NDArray
 
 from fedlearn import keys
+from fedlearn.bench import yardstick
 from fedlearn.bench.pair import free_port
 from fedlearn.channel.channel import Progress
 from fedlearn.cli import show
 from fedlearn.contract import load_contract
-from fedlearn.errors import FedlearnError, FileMissing, OutputExists
+from fedlearn.errors import FedlearnError, FileMissing
 from fedlearn.learner.objective import LOGISTIC
+from fedlearn.models import share as shares
 from fedlearn.report.metrics import figures
 
 PLATFORM = ("Home", "Age", "Marital", "Job", "Time", "Amount", "Price")
 BANK = ("Seniority", "Records", "Expenses", "Income", "Assets", "Debt")
 LABEL, POSITIVE, KEY = "Status", "bad", "phone"
 _NEW, _ONLY = 454, 200  # customers scored later; customers that one side has and the other lacks
-_MARK = ".fedlearn-demo"
 
 
 def prepare(folder: Path) -> None:
@@ -47,7 +47,7 @@ def prepare(folder: Path) -> None:
         OutputExists: the folder holds something that is not a demo's.
         FileMissing: the package with the table is not installed.
     """
-    _clear(folder)
+    shares.clear_own(folder, "demo")
     rows = _credit_rows()
     order = np.random.default_rng(20240607)  # which customer goes where: a story, not a secret
     mixed = [rows[i] for i in order.permutation(len(rows))]
@@ -89,15 +89,6 @@ def play(folder: Path, *, quiet: bool = False) -> dict[str, Any]:
 
 
 # --- the two parties' tables -------------------------------------------------------------------------
-
-
-def _clear(folder: Path) -> None:
-    if folder.exists() and any(folder.iterdir()):
-        if not (folder / _MARK).exists():
-            raise OutputExists(f"{folder} holds something that no demo wrote")
-        shutil.rmtree(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / _MARK).touch()
 
 
 def _credit_rows() -> list[dict[str, str]]:
@@ -303,15 +294,7 @@ def _pooled_xgboost(folder: Path) -> dict[str, float] | None:
     matrix, types = np.stack(columns, axis=1), ["c" if kind == "category" else "q" for kind in kinds.values()]
     label = np.array([int(row["label"]) for row in held_out], np.float64)
     fold = np.array([int(row["fold"]) for row in held_out])
-    settings = {
-        "objective": "binary:logistic",
-        "tree_method": "hist",
-        "max_depth": boost.depth,
-        "max_bin": boost.bins,
-        "eta": boost.learning_rate,
-        "lambda": boost.reg_lambda,
-        "max_cat_to_onehot": 1,
-    }
+    settings = yardstick.settings_of(boost)
 
     def rows_of(chosen: NDArray[np.bool_]) -> Any:
         return xgboost.DMatrix(matrix[chosen], label[chosen], feature_types=types, enable_categorical=True)

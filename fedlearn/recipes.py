@@ -23,14 +23,14 @@ from fedlearn.channel.channel import Progress
 from fedlearn.contract import Contract, Data, Side, load_contract, load_party
 from fedlearn.data import PartyTable, fit_binning, load_table
 from fedlearn.data.design import fit_design
-from fedlearn.errors import FileMissing, OutputExists, OwnMistake
+from fedlearn.errors import FileMissing, OwnMistake
 from fedlearn.learner import glm as regression
 from fedlearn.learner.objective import objective_of
+from fedlearn.models import share as shares
 from fedlearn.protocols import boost
 from fedlearn.report.metrics import figures, linear_figures
 
 F64 = NDArray[np.float64]
-_MARK = ".fedlearn-recipe"
 _ONLY = 0.05  # share of customers that only one side has
 _FILES = ("contract.toml", "bank.toml", "platform.toml")
 
@@ -57,12 +57,7 @@ def prepare(name: str, folder: Path, most: int | None = None) -> None:
     """
     if name not in names():
         raise OwnMistake(f"there is no recipe {name!r}: it is one of {', '.join(names())}")
-    if folder.exists() and any(folder.iterdir()):
-        if not (folder / _MARK).exists():
-            raise OutputExists(f"{folder} holds something that no recipe wrote")
-        shutil.rmtree(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / _MARK).touch()
+    shares.clear_own(folder, "recipe")
     for file in _FILES:
         shutil.copy(home() / name / file, folder)
     contract = load_contract(folder / "contract.toml")

@@ -12,35 +12,28 @@ import sys
 import time
 from dataclasses import asdict, dataclass
 from datetime import date
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-from numpy.typing import NDArray
 
 from fedlearn.bench import yardstick
 from fedlearn.bench.pair import party_channel, peak_mib, run_pair
+from fedlearn.bench.tables import ROLES, Source
 from fedlearn.channel import Channel
-from fedlearn.contract import Align, Boost, Budget, Contract, Data, Encryption, Key, Kind, Label, Side
-from fedlearn.data import PartyTable, fit_binning, load_table, make_table
-from fedlearn.errors import FileMissing
+from fedlearn.contract import Align, Boost, Budget, Contract, Encryption, Key, Kind, Label, Side
+from fedlearn.data import PartyTable, fit_binning, make_table
 from fedlearn.jobs import features_of, rows_of
 from fedlearn.learner.objective import LOGISTIC
 from fedlearn.protocols import boost, score
 from fedlearn.report.metrics import figures
 
 _HELD_OUT = 0.2
-_SOURCES = {"active": "active_file", "passive": "passive_file"}
 
 
-@dataclass(frozen=True)
-class Setting:
-    """What is measured. Files, when given, take the place of generated rows; ``key`` and ``label`` are columns."""
+@dataclass(frozen=True, kw_only=True)
+class Setting(Source):
+    """What is measured."""
 
-    rows: int
-    active_features: int
-    passive_features: int
     bins: int
     depth: int
     trees: int
@@ -48,11 +41,6 @@ class Setting:
     backend: str
     routing: str
     link: str = "loopback"
-    active_file: str | None = None
-    passive_file: str | None = None
-    key: str = "id"
-    label: str = "label"
-    positive: str = "1"
 
 
 def measure(setting: Setting) -> dict[str, Any]:
@@ -62,7 +50,7 @@ def measure(setting: Setting) -> dict[str, Any]:
         FileMissing: a table cannot be read, or xgboost is not installed.
         FedlearnError: a party failed, with what it said.
     """
-    contract = _contract(setting, {role: _kinds(setting, role) for role in _SOURCES})
+    contract = _contract(setting, {role: setting.kinds(role) for role in ROLES})
     active, passive = run_pair(
         "fedlearn.bench.boost",
         {"setting": asdict(setting), "contract": contract.model_dump_json(), "link": setting.link},
@@ -87,59 +75,15 @@ def measure(setting: Setting) -> dict[str, Any]:
 # --- the tables --------------------------------------------------------------------------------------
 
 
-def _names(setting: Setting, role: str) -> list[str]:
-    first = 0 if role == "active" else setting.active_features
-    count = setting.active_features if role == "active" else setting.passive_features
-    return [f"x{i}" for i in range(first, first + count)]
-
-
-def _kinds(setting: Setting, role: str) -> dict[str, Kind]:
-    """The features of one side; from its file's own types where there is one."""
-    path = getattr(setting, _SOURCES[role])
-    if path is None:
-        return dict.fromkeys(_names(setting, role), "number")
-    import pyarrow.csv
-
-    if not Path(path).exists():
-        raise FileMissing(f"cannot read {path}")
-    schema = pyarrow.csv.read_csv(path).schema
-    return {
-        field.name: "category" if pa.types.is_string(field.type) else "number"
-        for field in schema
-        if field.name not in (setting.key, setting.label)
-    }
-
-
 def _tables(setting: Setting, contract: Contract, role: str) -> tuple[PartyTable, PartyTable]:
-    """One side's rows to train on and those held out, ordered by key so that both sides' rows are aligned."""
-    path, features = getattr(setting, _SOURCES[role]), contract.side(role).features
-    label = contract.label if role == "active" else None
-    if path is None:
-        table = _generated(setting, role, features)
-        order = np.arange(table.rows)
-    else:
-        table = load_table(Data(path=Path(path)), contract.align.key, features, label, contract.budget.rows)
-        table = table.take(np.argsort(np.array(table.ids.to_pylist()), kind="stable"))
-        order = np.random.default_rng(0).permutation(table.rows)
-    count = setting.rows if path is None else round((1 - _HELD_OUT) * table.rows)
-    return table.take(np.sort(order[:count])), table.take(np.sort(order[count:]))
-
-
-def _generated(setting: Setting, role: str, features: dict[str, Kind]) -> PartyTable:
-    """A logistic table; both sides draw the same numbers and keep their own columns."""
-    draws = np.random.default_rng(7)
+    """One side's rows to train on and those held out, aligned."""
     rows = setting.rows + round(setting.rows * _HELD_OUT / (1 - _HELD_OUT))
-    weights = draws.normal(size=setting.active_features + setting.passive_features) * 0.4
-    score = np.full(rows, -1.0)
-    columns: dict[str, NDArray[np.float64]] = {}
-    for i, weight in enumerate(weights):
-        values = draws.normal(size=rows)
-        score += weight * values
-        if f"x{i}" in features:
-            columns[f"x{i}"] = values
-    label = draws.random(rows) < 1 / (1 + np.exp(-score))
-    ids = pa.array(np.arange(rows)).cast(pa.string())
-    return make_table(ids, columns, features, label.astype(np.int8) if role == "active" else None)
+    table = setting.table(contract, role, rows=rows, strength=0.4)
+    if setting.file(role) is None:
+        order, count = np.arange(table.rows), setting.rows
+    else:
+        order, count = np.random.default_rng(0).permutation(table.rows), round((1 - _HELD_OUT) * table.rows)
+    return table.take(np.sort(order[:count])), table.take(np.sort(order[count:]))
 
 
 def _contract(setting: Setting, kinds: dict[str, dict[str, Kind]]) -> Contract:
@@ -233,7 +177,7 @@ def _main(settings: dict[str, Any]) -> dict[str, Any]:
 def _xgboost(setting: Setting, contract: Contract) -> dict[str, float]:
     """XGBoost ``hist`` on the pooled rows, in this process, with all cores."""
     xgboost = yardstick.load()
-    tables = {role: _tables(setting, contract, role) for role in _SOURCES}
+    tables = {role: _tables(setting, contract, role) for role in ROLES}
     binning = fit_binning(tables["active"][0], contract.boost.bins, contract.active.features)
     labels = [rows_of(table, binning, contract).label for table in tables["active"]]
 

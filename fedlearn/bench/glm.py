@@ -11,40 +11,30 @@ import sys
 import time
 from dataclasses import asdict, dataclass
 from datetime import date
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 from numpy.typing import NDArray
 
 from fedlearn import jobs_glm
 from fedlearn.bench.pair import party_channel, peak_mib, run_pair
+from fedlearn.bench.tables import ROLES, Source
 from fedlearn.channel import Channel
-from fedlearn.contract import Align, Budget, Contract, Data, Glm, Key, Kind, Label, Side
-from fedlearn.data import PartyTable, load_table, make_table
+from fedlearn.contract import Align, Budget, Contract, Glm, Key, Kind, Label, Side
+from fedlearn.data import PartyTable, make_table
 from fedlearn.data.design import Design
 from fedlearn.errors import FileMissing, NotInContract
 
-_FILES = {"active": "active_file", "passive": "passive_file"}
 F64 = NDArray[np.float64]
 
 
-@dataclass(frozen=True)
-class Setting:
-    """What is measured. Files, when given, take the place of generated rows; ``key`` and ``label`` are columns."""
+@dataclass(frozen=True, kw_only=True)
+class Setting(Source):
+    """What is measured."""
 
-    rows: int
-    active_features: int
-    passive_features: int
     disclosure: str
     family: str
     woe: bool
-    active_file: str | None = None
-    passive_file: str | None = None
-    key: str = "id"
-    label: str = "label"
-    positive: str = "1"
 
 
 def measure(setting: Setting) -> dict[str, Any]:
@@ -78,34 +68,13 @@ def measure(setting: Setting) -> dict[str, Any]:
     }
 
 
-# --- the tables --------------------------------------------------------------------------------------
-
-
-def _kinds(setting: Setting, role: str) -> dict[str, Kind]:
-    path = getattr(setting, _FILES[role])
-    if path is None:
-        first = 0 if role == "active" else setting.active_features
-        count = setting.active_features if role == "active" else setting.passive_features
-        return dict.fromkeys([f"x{i}" for i in range(first, first + count)], "number")
-    import pyarrow.csv
-
-    if not Path(path).exists():
-        raise FileMissing(f"cannot read {path}")
-    schema = pyarrow.csv.read_csv(path).schema
-    return {
-        field.name: "category" if pa.types.is_string(field.type) else "number"
-        for field in schema
-        if field.name not in (setting.key, setting.label)
-    }
-
-
 def _contract(setting: Setting) -> Contract:
     return Contract(
         name="bench",
         purpose="measuring the speed of regression",
         expires=date.max,
-        active=Side(name="active", features=_kinds(setting, "active")),
-        passive=Side(name="passive", features=_kinds(setting, "passive")),
+        active=Side(name="active", features=setting.kinds("active")),
+        passive=Side(name="passive", features=setting.kinds("passive")),
         label=Label(column=setting.label, positive=setting.positive),
         align=Align(key=Key(column=setting.key)),
         glm=Glm.model_validate(
@@ -121,32 +90,7 @@ def _contract(setting: Setting) -> Contract:
 
 
 def _table(setting: Setting, contract: Contract, role: str) -> PartyTable:
-    """One side's rows, ordered by key so that both sides' rows are aligned."""
-    path, features = getattr(setting, _FILES[role]), contract.side(role).features
-    if path is None:
-        return _generated(setting, role, features)
-    label = contract.label if role == "active" else None
-    data = Data(path=Path(path))
-    table = load_table(
-        data, contract.align.key, features, label, contract.budget.rows, contract.target, contract.align.also
-    )
-    return table.take(np.argsort(np.array(table.ids.to_pylist()), kind="stable"))
-
-
-def _generated(setting: Setting, role: str, features: dict[str, Kind]) -> PartyTable:
-    """A table whose log-odds are linear; both sides draw the same numbers and keep their own columns."""
-    draws = np.random.default_rng(7)
-    weights = draws.normal(size=setting.active_features + setting.passive_features) * 0.2
-    score = np.full(setting.rows, -1.0)
-    columns: dict[str, F64] = {}
-    for i, weight in enumerate(weights):
-        values = draws.normal(size=setting.rows)
-        score += weight * values
-        if f"x{i}" in features:
-            columns[f"x{i}"] = values
-    label = draws.random(setting.rows) < 1 / (1 + np.exp(-score))
-    ids = pa.array(np.arange(setting.rows)).cast(pa.string())
-    return make_table(ids, columns, features, label.astype(np.int8) if role == "active" else None)
+    return setting.table(contract, role, rows=setting.rows, strength=0.2)
 
 
 # --- one party's process -----------------------------------------------------------------------------
@@ -208,7 +152,7 @@ def _pooled(
         raise FileMissing("the yardstick is not installed: pip install statsmodels") from None
     from sklearn.metrics import roc_auc_score
 
-    tables = {role: _table(setting, contract, role) for role in _FILES}
+    tables = {role: _table(setting, contract, role) for role in ROLES}
     parts = [Design.from_json(said["design"]).standardised(tables[role]) for role, said in
              (("active", active), ("passive", passive))]  # fmt: skip
     label = np.asarray(tables["active"].label, np.float64)

@@ -14,7 +14,17 @@ from typing import Any
 from fedlearn.bench import boost
 from fedlearn.errors import FileMissing
 
-_USUAL = boost.Setting(100_000, 15, 15, 32, 5, 5, 8, "lwe", "bits")
+_USUAL = boost.Setting(
+    rows=100_000,
+    active_features=15,
+    passive_features=15,
+    bins=32,
+    depth=5,
+    trees=5,
+    gradient_bits=8,
+    backend="lwe",
+    routing="bits",
+)
 _FEW = 2  # trees where a run takes long
 
 #: What is varied, as (heading, field, values, other fields).

@@ -13,6 +13,16 @@ from fedlearn.cli import show
 app = typer.Typer(help="Measure: both parties as processes, the yardstick in the same run.", no_args_is_help=True)
 
 
+Json = Annotated[bool, typer.Option("--json", help="print JSON")]
+ActiveFeatures = Annotated[int, typer.Option(help="features of the side with labels")]
+PassiveFeatures = Annotated[int, typer.Option(help="features of the other side")]
+ActiveFile = Annotated[str | None, typer.Option(help="CSV with key, label and features")]
+PassiveFile = Annotated[str | None, typer.Option(help="CSV with key and features")]
+KeyColumn = Annotated[str, typer.Option(help="key column of both files")]
+LabelColumn = Annotated[str, typer.Option(help="label column of the active file")]
+Positive = Annotated[str, typer.Option(help="text of a positive label")]
+
+
 @app.command()
 def matvec(
     rows: Annotated[int, typer.Option(help="samples")] = 100_000,
@@ -23,7 +33,7 @@ def matvec(
     repeat: Annotated[int, typer.Option(help="rounds; the median is reported")] = 5,
     zeros: Annotated[float, typer.Option(min=0, max=1, help="share of samples put into one bin of each feature")] = 0.0,
     paillier_rows: Annotated[int, typer.Option(help="samples of the Paillier yardstick; 0 leaves it out")] = 200,
-    as_json: Annotated[bool, typer.Option("--json", help="print JSON")] = False,
+    as_json: Json = False,
 ) -> None:
     """The encrypted matrix-vector product: hint, encrypt, respond, decode, against Paillier on a sample.
 
@@ -39,8 +49,8 @@ def matvec(
 @app.command()
 def boost(
     rows: Annotated[int, typer.Option(help="rows of the generated table")] = 100_000,
-    active_features: Annotated[int, typer.Option(help="features of the side with labels")] = 15,
-    passive_features: Annotated[int, typer.Option(help="features of the other side")] = 15,
+    active_features: ActiveFeatures = 15,
+    passive_features: PassiveFeatures = 15,
     bins: Annotated[int, typer.Option(help="bins per feature")] = 32,
     depth: Annotated[int, typer.Option(help="depth of a tree")] = 5,
     trees: Annotated[int, typer.Option(help="number of trees")] = 10,
@@ -50,12 +60,12 @@ def boost(
     link: Annotated[
         str, typer.Option(help="loopback, or simulated: lan, 100mbit (20 ms), 10mbit (50 ms)")
     ] = "loopback",
-    active_file: Annotated[str | None, typer.Option(help="CSV with key, label and features")] = None,
-    passive_file: Annotated[str | None, typer.Option(help="CSV with key and features")] = None,
-    key: Annotated[str, typer.Option(help="key column of both files")] = "id",
-    label: Annotated[str, typer.Option(help="label column of the active file")] = "label",
-    positive: Annotated[str, typer.Option(help="text of a positive label")] = "1",
-    as_json: Annotated[bool, typer.Option("--json", help="print JSON")] = False,
+    active_file: ActiveFile = None,
+    passive_file: PassiveFile = None,
+    key: KeyColumn = "id",
+    label: LabelColumn = "label",
+    positive: Positive = "1",
+    as_json: Json = False,
 ) -> None:
     """Boosted trees, both parties as processes, against XGBoost on the pooled rows in the same run.
 
@@ -64,8 +74,9 @@ def boost(
     from fedlearn.bench import boost as bench
 
     setting = bench.Setting(
-        rows, active_features, passive_features, bins, depth, trees, gradient_bits, backend, routing, link,
-        active_file, passive_file, key, label, positive,
+        rows=rows, active_features=active_features, passive_features=passive_features, bins=bins, depth=depth,
+        trees=trees, gradient_bits=gradient_bits, backend=backend, routing=routing, link=link,
+        active_file=active_file, passive_file=passive_file, key=key, label=label, positive=positive,
     )  # fmt: skip
     result = bench.measure(setting)
     _show("boosted trees", result, as_json)
@@ -75,7 +86,7 @@ def boost(
 def growth(
     out: Annotated[Path | None, typer.Option(help="folder for growth.json, growth.md and growth.svg")] = None,
     only: Annotated[str | None, typer.Option(help="one table only, for instance rows, depth or link")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="print JSON")] = False,
+    as_json: Json = False,
 ) -> None:
     """How the cost of a tree grows with rows, features, bins, depth, gradient bits and the link. Takes ten minutes.
 
@@ -91,7 +102,7 @@ def growth(
 def bits(
     file: Annotated[str | None, typer.Option(help="CSV in place of packaged and generated tables")] = None,
     label: Annotated[str, typer.Option(help="its label column")] = "label",
-    positive: Annotated[str, typer.Option(help="text of a positive label")] = "1",
+    positive: Positive = "1",
     leave_out: Annotated[list[str], typer.Option(help="a column that is no feature; may be repeated")] = ["id"],  # noqa: B006
     rows: Annotated[int, typer.Option(help="rows of the generated table; 0 leaves it out")] = 100_000,
     bins: Annotated[int, typer.Option(help="bins per feature")] = 32,
@@ -99,7 +110,7 @@ def bits(
     trees: Annotated[int, typer.Option(help="number of trees")] = 60,
     folds: Annotated[int, typer.Option(help="cross-validation folds")] = 5,
     seeds: Annotated[int, typer.Option(help="rounding seeds to average over")] = 3,
-    as_json: Annotated[bool, typer.Option("--json", help="print JSON")] = False,
+    as_json: Json = False,
 ) -> None:
     """AUC by bits of a quantised gradient against XGBoost on the same folds, and bytes of a ciphertext word.
 
@@ -131,17 +142,17 @@ def bits(
 @app.command()
 def glm(
     rows: Annotated[int, typer.Option(help="rows of the generated table")] = 100_000,
-    active_features: Annotated[int, typer.Option(help="features of the side with labels")] = 15,
-    passive_features: Annotated[int, typer.Option(help="features of the other side")] = 15,
+    active_features: ActiveFeatures = 15,
+    passive_features: PassiveFeatures = 15,
     disclosure: Annotated[str, typer.Option(help="score: exact, partial scores meet; none: sealed")] = "score",
     family: Annotated[str, typer.Option(help="logistic, linear or poisson")] = "logistic",
     woe: Annotated[bool, typer.Option("--woe", help="replace columns by weights of evidence")] = False,
-    active_file: Annotated[str | None, typer.Option(help="CSV with key, label and features")] = None,
-    passive_file: Annotated[str | None, typer.Option(help="CSV with key and features")] = None,
-    key: Annotated[str, typer.Option(help="key column of both files")] = "id",
-    label: Annotated[str, typer.Option(help="label column of the active file")] = "label",
-    positive: Annotated[str, typer.Option(help="text of a positive label")] = "1",
-    as_json: Annotated[bool, typer.Option("--json", help="print JSON")] = False,
+    active_file: ActiveFile = None,
+    passive_file: PassiveFile = None,
+    key: KeyColumn = "id",
+    label: LabelColumn = "label",
+    positive: Positive = "1",
+    as_json: Json = False,
 ) -> None:
     """Regression, both parties as processes, against statsmodels on the pooled columns in the same run.
 
@@ -150,8 +161,9 @@ def glm(
     from fedlearn.bench import glm as bench
 
     setting = bench.Setting(
-        rows, active_features, passive_features, disclosure, family, woe, active_file, passive_file,
-        key, label, positive,
+        rows=rows, active_features=active_features, passive_features=passive_features, disclosure=disclosure,
+        family=family, woe=woe, active_file=active_file, passive_file=passive_file, key=key, label=label,
+        positive=positive,
     )  # fmt: skip
     result = bench.measure(setting)
     _show("regression", result, as_json)
@@ -162,7 +174,7 @@ def woe(
     rows: Annotated[int, typer.Option(help="rows that both sides have")] = 100_000,
     passive_features: Annotated[int, typer.Option(help="features to screen")] = 500,
     bins: Annotated[int, typer.Option(min=2, max=255, help="bins per feature, without the one for missing")] = 10,
-    as_json: Annotated[bool, typer.Option("--json", help="print JSON")] = False,
+    as_json: Json = False,
 ) -> None:
     """Weights of evidence and information values of the passive features, both parties as processes.
 
@@ -181,7 +193,7 @@ def align(
     rows: Annotated[int, typer.Option(help="rows of the active side")] = 1_000_000,
     rows_b: Annotated[int | None, typer.Option(help="rows of the passive side; by default as many")] = None,
     openmined_rows: Annotated[int, typer.Option(help="rows for openmined-psi; 0 leaves it out")] = 2000,
-    as_json: Annotated[bool, typer.Option("--json", help="print JSON")] = False,
+    as_json: Json = False,
 ) -> None:
     """Private set intersection, both parties as processes, against openmined-psi on a sample.
 
@@ -209,7 +221,7 @@ def serve(
     seconds: Annotated[float, typer.Option(min=0.1, help="how long")] = 10.0,
     trees: Annotated[int, typer.Option(min=1, help="trees of the model")] = 100,
     depth: Annotated[int, typer.Option(min=1, max=12, help="their depth")] = 5,
-    as_json: Annotated[bool, typer.Option("--json", help="print JSON")] = False,
+    as_json: Json = False,
 ) -> None:
     """Online scoring, both services as processes over mutual TLS, the load on the same machine.
 

@@ -12,20 +12,17 @@ import re
 import unicodedata
 import uuid
 from collections.abc import Callable
+from functools import cache
 from types import ModuleType
 from typing import Any
 
-import phonenumbers
 import pyarrow as pa
 import pyarrow.compute as pc
-from stdnum.exceptions import ValidationError
 
 from fedlearn.contract import Key
 from fedlearn.errors import BadConfig
 
 Convert = Callable[[str], str | None]
-
-_NULL = pa.scalar(None, pa.string())
 
 
 def canonical(ids: pa.StringArray, key: Key) -> pa.StringArray:
@@ -43,7 +40,7 @@ def canonical(ids: pa.StringArray, key: Key) -> pa.StringArray:
     """
     convert = _converter(key)
     plain = _plain_phones(ids, key.country or "") if key.normalise == "phone" else pa.nulls(len(ids), pa.string())
-    coded = pc.if_else(plain.is_valid(), _NULL, ids).dictionary_encode()
+    coded = pc.if_else(plain.is_valid(), _null(), ids).dictionary_encode()
     known = [None if text is None else convert(text.strip()) for text in coded.dictionary.to_pylist()]
     others = pa.DictionaryArray.from_arrays(coded.indices, pa.array(known, pa.string())).cast(pa.string())
     return pc.coalesce(plain, others)
@@ -60,6 +57,12 @@ def invalid(before: pa.StringArray, after: pa.StringArray) -> pa.BooleanArray:
     return pc.and_(stood, after.is_null())
 
 
+@cache
+def _null() -> pa.StringScalar:
+    """Made when it is needed: the first scalar of a process imports pandas, where that is installed."""
+    return pa.scalar(None, pa.string())
+
+
 def _converter(key: Key) -> Convert:
     if key.normalise == "phone":
         return _phone(key.country or "")
@@ -70,6 +73,8 @@ def _converter(key: Key) -> Convert:
 
 def _phone(country: str) -> Convert:
     """E.164 (ITU-T): plus sign, country code, number. Numbers of an impossible length are none."""
+    import phonenumbers  # here and below: most runs have no such keys, and need not wait for its tables
+
     if country not in phonenumbers.SUPPORTED_REGIONS:
         raise BadConfig(f"phone numbers of country {country!r} are not known")
 
@@ -93,6 +98,8 @@ def _plain_phones(ids: pa.StringArray, country: str) -> pa.StringArray:
     international prefix, and its national prefix, whose length is one that the country's numbers have. The steps are
     those of ``phonenumbers.parse`` where nothing is ambiguous.
     """
+    import phonenumbers
+
     nothing = pa.nulls(len(ids), pa.string())
     own = phonenumbers.PhoneMetadata.metadata_for_region(country, None)
     if own is None or own.country_code is None:
@@ -101,14 +108,14 @@ def _plain_phones(ids: pa.StringArray, country: str) -> pa.StringArray:
     main_region = phonenumbers.region_code_for_country_code(own.country_code)
     main = phonenumbers.PhoneMetadata.metadata_for_region(main_region, own)
     text = pc.ascii_trim_whitespace(ids)
-    text = pc.if_else(pc.match_substring_regex(text, r"^\+?[0-9(][0-9 ().-]{1,60}$"), text, _NULL)
+    text = pc.if_else(pc.match_substring_regex(text, r"^\+?[0-9(][0-9 ().-]{1,60}$"), text, _null())
     digits = pc.replace_substring_regex(text, "[ ().-]+", "")
     prefix = own.international_prefix or ""
     if prefix.isdigit():
         digits = pc.replace_substring_regex(digits, f"^{prefix}{code}", f"+{code}")
     abroad, local = f"^[+]{code}([0-9]+)$", f"^(?:{prefix or '[^0-9]'}|{code}|[+])"
-    international = pc.if_else(pc.match_substring_regex(digits, abroad), digits, _NULL)
-    national = pc.if_else(pc.match_substring_regex(digits, local), _NULL, digits)
+    international = pc.if_else(pc.match_substring_regex(digits, abroad), digits, _null())
+    national = pc.if_else(pc.match_substring_regex(digits, local), _null(), digits)
     significant = pc.coalesce(
         _significant(pc.utf8_slice_codeunits(international, len(code) + 1), main, main),
         _significant(national, own, main),
@@ -123,15 +130,17 @@ def _significant(digits: pa.StringArray, region: Any, main: Any) -> pa.StringArr
     if prefix and all(part.isdigit() for part in prefix.split("|")) and not region.national_prefix_transform_rule:
         stripped = pc.replace_substring_regex(digits, f"^(?:{prefix})", "")
         viable = pc.match_substring_regex(digits, f"^(?:{pattern})$")
-        digits = pc.if_else(pc.equal(stripped, digits), digits, pc.if_else(viable, _NULL, stripped))
+        digits = pc.if_else(pc.equal(stripped, digits), digits, pc.if_else(viable, _null(), stripped))
     elif prefix:
-        digits = pc.if_else(pc.match_substring_regex(digits, f"^(?:{prefix})"), _NULL, digits)
+        digits = pc.if_else(pc.match_substring_regex(digits, f"^(?:{prefix})"), _null(), digits)
     possible = pc.is_in(pc.utf8_length(digits), value_set=pa.array(sorted(lengths), pa.int32()))
-    return pc.if_else(possible, digits, _NULL)
+    return pc.if_else(possible, digits, _null())
 
 
 def _national(scheme: str) -> Convert:
     """The compact form of a number whose check digit is right."""
+    from stdnum.exceptions import ValidationError
+
     module = _scheme(scheme)
 
     def convert(text: str) -> str | None:

@@ -78,6 +78,21 @@ def refuse_existing(folder: Path) -> None:
         raise OutputExists(f"{folder} already exists")
 
 
+def clear_own(folder: Path, maker: str) -> None:
+    """Empty a folder that ``maker`` (``demo``, ``recipe``) made and marked earlier, or make and mark it.
+
+    Raises:
+        OutputExists: the folder holds something else.
+    """
+    mark = folder / f".fedlearn-{maker}"
+    if folder.exists() and any(folder.iterdir()):
+        if not mark.exists():
+            raise OutputExists(f"{folder} holds something that no {maker} wrote")
+        shutil.rmtree(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    mark.touch()
+
+
 @contextmanager
 def staged(folder: Path) -> Iterator[Path]:
     """A temporary folder beside ``folder`` that becomes it when the block ends well, and vanishes when it does not.
