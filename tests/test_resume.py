@@ -55,7 +55,7 @@ def classes(**parameters: Any) -> Case:
     columns, _ = mixed(300, seed=5)
     label = (np.nan_to_num(columns["x0"]) > 0) + (columns["town"] > "d").astype(float)
     budget = {"vectors": 100_000, "kl_nats": 1e-3}
-    return Case(columns, label, 3, budget=budget, **{"trees": 4, "depth": 2, "objective": "softmax", **parameters})
+    return Case(columns, label, 3, budget=budget, **{"trees": 6, "depth": 2, "objective": "softmax", **parameters})
 
 
 class Sides:

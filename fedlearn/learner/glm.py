@@ -30,6 +30,9 @@ _STALE = 2e-5
 _LOST = 1e-3
 #: Halvings of a step that does not lower the objective.
 _HALVINGS = 12
+#: A step below this many standard errors is taken whole: it lowers the objective by less than the rounding of partial
+#: scores may, and Newton's steps converge from there without halving.
+_SMALL = 0.05
 
 
 @dataclass(frozen=True)
@@ -222,6 +225,7 @@ class _Newton:
         self.own = len(self.design)
         self.size = self.own + (passive.columns if passive else 0)
         self.changes: list[float] = []
+        self.model_from = 0  # the first of the changes since columns were last dropped
         self.expects = expects(glm)
         self.dropped: dict[int, float] = {}
         self.first: F64 | None = None
@@ -236,7 +240,7 @@ class _Newton:
             beta[: self.own] = fit(rows, bare, None, self.names[1 : self.own]).coefficients
         partial = np.zeros(len(rows.label))
         curvature, noise, seen = np.zeros((0, 0)), 0.0, None
-        converged = settled = False
+        converged = False
         for step in range(self.glm.max_steps + 1):
             eta = rows.offset + beta[: self.own] @ self.design + partial
             self._check_overlap(eta)
@@ -254,25 +258,21 @@ class _Newton:
             change = self._step(curvature, gradient, beta)
             scale = self._dispersion(mu)
             self.changes.append(float(np.sqrt(max(0.0, float(change @ curvature @ change)) / scale)))
-            converged = settled or self.changes[-1] <= self.glm.tolerance
+            converged = self.changes[-1] <= self.glm.tolerance or self._at_rounding()
             if step == self.glm.max_steps:
                 break
             if converged:
                 fewer = self._eliminate(beta, curvature, scale)
                 if fewer is None:
                     break
-                beta = fewer
+                beta, self.model_from = fewer, len(self.changes)
                 partial = self.passive.scores(beta[self.own :]) if self.passive else partial
-                converged = settled = False
+                converged = False
                 continue
             target = self.passive.scores(beta[self.own :] + change[self.own :]) if self.passive else partial
-            share = self._share(beta, change, partial, target)
+            share = 1.0 if self.changes[-1] <= _SMALL else self._share(beta, change, partial, target)
             if share == 0:
-                converged = self.changes[-1] <= 0.05  # rounding has the last word below this
-                if not converged or not self.glm.select.p_value:
-                    break
-                settled = True
-                continue
+                break
             beta, partial = beta + share * change, partial + share * (target - partial)
         if self.expects and not self.glm.l1:
             weight = rows.weight * self.family.information(mu)
@@ -398,6 +398,11 @@ class _Newton:
             beta -= way * beta[worst]
             covariance -= np.outer(way, covariance[worst])
             beta[list(self.dropped)] = 0.0
+
+    def _at_rounding(self) -> bool:
+        """Whether small steps have stopped shrinking: rounding has the last word, and more steps reveal for nothing."""
+        before, last = [np.inf, *self.changes[self.model_from :]][-2:]
+        return before <= _SMALL and last > 0.5 * before
 
     def _share(self, beta: F64, change: F64, partial: F64, target: F64) -> float:
         """The best of 1, ½, ¼, … that lowers the objective, 0 if none does.
