@@ -37,7 +37,7 @@ FEATURES = {
     "bank": {"income": "number", "debt": "number", "work": "category"},
 }
 SHARED, ONLY, NEW = 240, 40, 60
-PATIENCE = 90.0  # seconds that nothing here takes, unless it hangs
+PATIENCE = 180.0  # seconds that nothing here takes, unless it hangs
 
 Rows = list[dict[str, str]]
 

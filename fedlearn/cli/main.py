@@ -12,7 +12,7 @@ import typer
 from rich.text import Text
 
 from fedlearn import __version__
-from fedlearn.cli import agreement, bench, demo, export, keys, party, recipe, report, service
+from fedlearn.cli import agreement, bench, demo, export, keys, new, party, recipe, report, service
 from fedlearn.cli.show import err, out
 from fedlearn.errors import CannotWrite, FedlearnError, Interrupted
 
@@ -23,6 +23,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+new.add_to(app)
 party.add_to(app)
 demo.add_to(app)
 app.command(rich_help_panel="Look at what came of it")(export.export)

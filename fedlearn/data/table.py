@@ -170,7 +170,7 @@ def load_table(
             label=batch[label.column] if label else None,
             weight=batch[label.weight] if label and label.weight else None,
         )
-        for batch in _read(data, names)
+        for batch in read_chunks(data, names)
     )
     return _build(
         chunks,
@@ -601,8 +601,12 @@ def _join(parts: list[Any]) -> Column:
 # --- reading ---------------------------------------------------------------------------------------
 
 
-def _read(data: Data, names: Sequence[str]) -> Iterator[dict[str, pa.Array]]:
-    """The named columns of a file or a query, in chunks, in its order."""
+def read_chunks(data: Data, names: Sequence[str]) -> Iterator[dict[str, pa.Array]]:
+    """The named columns of a file or a query, in chunks, in its order. Cells of a CSV file are texts.
+
+    Raises:
+        FileMissing, BadConfig, ColumnMissing, EmptyTable: with the file or column.
+    """
     if data.url is not None:
         return postgres.read(data.url.get_secret_value(), data.query or "", names, data.source)
     path = data.path or Path()
@@ -684,6 +688,11 @@ def _database() -> duckdb.DuckDBPyConnection:
 def _literal(path: Path) -> str:
     """The path in a form that DuckDB does not take for a pattern."""
     return re.sub(r"[\[*?]", r"[\g<0>]", str(path.absolute()))
+
+
+def read_header(path: Path) -> list[str]:
+    """The column names of a CSV file. Raises BadConfig or EmptyTable."""
+    return _csv_header(path)[0]
 
 
 def _csv_header(path: Path) -> tuple[list[str], str]:
