@@ -45,13 +45,14 @@ class Answering:
             self._audit.add("refuse", request=request.request_id[:64], status=refusal.status)
             raise
 
-    def _check(self, request: pb.PartRequest) -> None:
+    def _check(self, request: pb.PartRequest, *, counted: bool = True) -> None:
         if request.protocol != PROTOCOL:
             raise Refusal("old-client", f"the request is of protocol {request.protocol}, this side's is {PROTOCOL}")
         if request.serving_hash != self._hash:
             raise Refusal("contract-differs", "the two sides hold different contracts, or another [serving]")
         check_terms(self._contract, request)
-        self._limit.take()
+        if counted:
+            self._limit.take()
 
     def _part(self, request: pb.PartRequest) -> bytes:
         model = self._model(request.model_id.hex())
@@ -60,7 +61,7 @@ class Answering:
         model.drift.count(model.scorer.codes(row))
         self._audit.add(
             "answer", request=request.request_id, consent=request.consent, purpose=request.purpose,
-            model=request.model_id.hex(),
+            model=request.model_id.hex(), mode="plain",
         )  # fmt: skip
         codes, lost = zip(*part.reasons, strict=True) if part.reasons else ((), ())
         return pb.PartReply(sides=part.sides, points=part.points, reason=codes, lost=lost).SerializeToString()

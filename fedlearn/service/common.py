@@ -39,6 +39,8 @@ STATUSES: dict[str, tuple[str, int, str]] = {
     "wrong-purpose": ("PERMISSION_DENIED", 403, "the contract does not allow this purpose"),
     "consent-expired": ("PERMISSION_DENIED", 403, "the applicant's consent has expired"),
     "too-many": ("RESOURCE_EXHAUSTED", 429, "more requests than the caller is allowed"),
+    "used-up": ("RESOURCE_EXHAUSTED", 429, "the sealed answers that the contract allows for this model are used up"),
+    "no-first-step": ("ABORTED", 409, "the first step of this request was not answered, or was used already"),
     "request-reused": ("ALREADY_EXISTS", 409, "the request ID was used for another request"),
     "unknown-applicant": ("NOT_FOUND", 404, "there are no features of this applicant"),
     "unknown-at-peer": ("NOT_FOUND", 404, "the other party has no features of this applicant"),
