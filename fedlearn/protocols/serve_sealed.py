@@ -290,9 +290,8 @@ def check(at: Agreed, message: pb.SealedAsk) -> None:
     sums = (4 * (at.splits or 0), at.sums.plan.query_bytes, 0) if at.sums is not None else None
     table = (0, 0, at.table.plan.query_bytes) if at.table is not None else None
     if found not in (sums, table):
-        raise Unfit(
-            f"sent {found[0]} bytes of nesting, {found[1]} of numbers and {found[2]} of bands, which do not fit"
-        )
+        said = f"{found[0]} bytes of nesting, {found[1]} of numbers and {found[2]} of bands"
+        raise Unfit(f"sent {said}, which do not fit the model")
     above = np.frombuffer(message.nesting, "<i4")
     if np.any((above < -1) | (above >> 1 >= np.arange(len(above)))):
         raise Unfit("sent a nesting in which a split is not below an earlier one")
