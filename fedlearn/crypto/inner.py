@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from fedlearn.crypto import lwe
 from fedlearn.crypto.draws import Draws
 from fedlearn.crypto.matrix import Dense
+from fedlearn.kernels import lattice
 from fedlearn.kernels.negacyclic import N
 
 F64 = NDArray[np.float64]
@@ -103,9 +104,14 @@ def answer(at: Setup, question: bytes, values: I8, mask: int = 0) -> tuple[bytes
         values: int8 (n,), x; of absolute value at most 1.
         mask: added to the inner product, modulo ``at.modulus``.
     """
-    row = Dense(values[None, :], 1)
-    hint, own = lwe.make_hint(row, at.public)
-    word = np.frombuffer(lwe.respond(row, own, question, 1, at.plan), "<u8") + _more_flood(at.plan)
+    hint, own = lwe.make_hint(Dense(values[None, :], 1), at.public)
+    words = np.empty(N + len(values), np.uint64)
+    lattice.unpack(np.frombuffer(question, np.uint8), at.plan.words, at.plan.width, 0, words)
+    row = np.concatenate([own[0], values]).astype(np.int64).view(np.uint64)
+    total = np.array(
+        [[words @ row]]
+    )  # a sum of a few thousand products, not worth another thread: lwe.respond has them
+    word = np.frombuffer(lwe.answer(total, at.plan), "<u8") + _more_flood(at.plan)
     word = word + (np.uint64(mask % at.modulus) << np.uint64(at.plan.shift))
     dropped = np.uint64(64 - 8 * at.kept)
     half = np.uint64(1 << int(dropped) >> 1)
