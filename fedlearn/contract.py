@@ -299,6 +299,9 @@ class Serving(_Strict):
     purposes: tuple[Name, ...] = Field(min_length=1, description="what a request may be for")
     per_second: float = Field(1000, gt=0, description="requests a second that the passive side answers")
     per_day: int = Field(10_000_000, ge=1, description="requests a day (UTC) that the passive side answers")
+    per_applicant: int = Field(
+        0, ge=0, description="requests a day (UTC) about one applicant, repeats included; 0: no limit"
+    )
     answers: int = Field(
         100_000_000, ge=1, le=2**40, description="sealed: requests that the passive side answers for one model, ever"
     )

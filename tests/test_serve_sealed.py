@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import date
@@ -23,7 +24,7 @@ from fedlearn.kernels.trees import MASK
 from fedlearn.models.forest import Forest
 from fedlearn.protocols import serve_sealed as protocol
 from fedlearn.protocols.serve_sealed import STEPS, Unfit
-from fedlearn.service.common import Refusal
+from fedlearn.service.common import EachLimiter, Refusal
 from fedlearn.service.sealed import Allowance, band_numbers
 from fedlearn.v1 import serve_pb2
 from fedlearn.v1 import serve_sealed_pb2 as pb
@@ -380,6 +381,21 @@ def test_the_contract_allows_what_makes_sense() -> None:
     assert sealed.serving_hash() != contract(mode="plain").serving_hash()
     with pytest.raises(BadConfig, match="no sealed"):
         protocol.agree(contract(mode="plain"), MODEL, 1)
+
+
+def test_one_applicant_so_often_a_day(monkeypatch: pytest.MonkeyPatch) -> None:
+    for_ever, twice = EachLimiter(0), EachLimiter(2)
+    for _ in range(3):
+        for_ever.take("a")
+    for applicant in ("a", "b", "a"):
+        twice.take(applicant)
+    with pytest.raises(Refusal) as refusal:
+        twice.take("a")
+    assert refusal.value.status == "too-many"
+    twice.take("b")
+    tomorrow = time.time() + 86400
+    monkeypatch.setattr(time, "time", lambda: tomorrow)
+    twice.take("a")
 
 
 def test_answers_are_counted_for_as_long_as_the_file_lives(tmp_path: Path) -> None:

@@ -7,7 +7,17 @@ from google.protobuf.message import DecodeError
 from fedlearn.contract import Contract, Service
 from fedlearn.protocols.serve import PROTOCOL
 from fedlearn.service.audit import AuditLog
-from fedlearn.service.common import MOST_BYTES, Limiter, Memo, Model, Models, Refusal, check_terms, features_of
+from fedlearn.service.common import (
+    MOST_BYTES,
+    EachLimiter,
+    Limiter,
+    Memo,
+    Model,
+    Models,
+    Refusal,
+    check_terms,
+    features_of,
+)
 from fedlearn.service.store import Features
 from fedlearn.v1 import serve_pb2 as pb
 
@@ -24,6 +34,7 @@ class Answering:
         self._hash, self._memo = contract.serving_hash(), Memo()
         if contract.serving is not None:
             self._limit = Limiter(contract.serving.per_second, contract.serving.per_day)
+            self._each = EachLimiter(contract.serving.per_applicant)
 
     def answer(self, caller: str, raw: bytes) -> bytes:
         """A :class:`PartRequest` answered with a :class:`PartReply`, both serialised.
@@ -53,6 +64,7 @@ class Answering:
         check_terms(self._contract, request)
         if counted:
             self._limit.take()
+            self._each.take(request.applicant)
 
     def _part(self, request: pb.PartRequest) -> bytes:
         model = self._model(request.model_id.hex())

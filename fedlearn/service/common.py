@@ -128,6 +128,26 @@ class Limiter:
             self._count += 1
 
 
+class EachLimiter:
+    """Requests a day (UTC, since the service started) about one applicant; no limit when it is 0."""
+
+    def __init__(self, most: int) -> None:
+        self._most, self._day, self._counts, self._lock = most, 0, dict[str, int](), threading.Lock()
+
+    def take(self, applicant: str) -> None:
+        """Count one request. Raises Refusal when it is one too many."""
+        if not self._most:
+            return
+        day = int(time.time() // 86400)
+        with self._lock:
+            if day != self._day:
+                self._day, self._counts = day, {}
+            count = self._counts.get(applicant, 0)
+            if count >= self._most:
+                raise Refusal("too-many", f"more than {self._most} requests a day about this applicant")
+            self._counts[applicant] = count + 1
+
+
 class Memo:
     """Answers by request ID, so that a request that is sent again is answered the same and costs nothing.
 
