@@ -26,6 +26,7 @@ from fedlearn.protocols import serve_sealed as protocol
 from fedlearn.protocols.serve_sealed import STEPS, Unfit
 from fedlearn.service.common import EachLimiter, Refusal
 from fedlearn.service.sealed import Allowance, band_numbers
+from fedlearn.service.sealed import _parsed as parsed
 from fedlearn.v1 import serve_pb2
 from fedlearn.v1 import serve_sealed_pb2 as pb
 
@@ -323,6 +324,24 @@ def test_the_passive_side_refuses_what_does_not_fit() -> None:
         protocol.check(agreed("band", None), pb.SealedAsk(nesting=nesting.tobytes(), weights=encrypted))
 
 
+@settings(max_examples=60, deadline=None)
+@given(raw=st.binary(max_size=200), nesting=st.binary(max_size=40), short=st.integers(0, 3))
+def test_any_bytes_are_a_question_or_refused(raw: bytes, nesting: bytes, short: int) -> None:
+    at = agreed("band", 4)
+    assert at.sums is not None
+    with pytest.raises(Refusal) as refusal:
+        parsed(raw)
+    assert refusal.value.status in ("malformed", "contract-differs")
+    message = pb.SealedAsk(nesting=nesting, weights=bytes(at.sums.plan.query_bytes - short), asked=ASKED)
+    try:
+        protocol.check(at, parsed(message.SerializeToString()))
+    except Unfit:
+        return
+    reply, mask = protocol.answer_sum(at, message, np.ones(4, np.uint8))
+    assert len(pb.SealedAnswer.FromString(reply).hint) == at.sums.hint_bytes
+    assert 0 <= mask < at.sums.modulus
+
+
 def test_the_active_side_refuses_what_does_not_fit() -> None:
     at = agreed("score", 3)
     assert at.sums is not None
@@ -379,6 +398,8 @@ def test_the_contract_allows_what_makes_sense() -> None:
         Contract.model_validate(body)
     assert sealed.hash() == contract(mode="plain").hash()
     assert sealed.serving_hash() != contract(mode="plain").serving_hash()
+    with pytest.raises(OverBudget, match="needs fewer answers"):
+        protocol.agree(contract(reach=2**14, answers=2**40), MODEL, 1000)
     with pytest.raises(BadConfig, match="no sealed"):
         protocol.agree(contract(mode="plain"), MODEL, 1)
 

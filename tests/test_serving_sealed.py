@@ -19,7 +19,7 @@ from fedlearn.protocols import serve_sealed as protocol
 from fedlearn.service import audit
 from fedlearn.service.common import Refusal
 from fedlearn.service.registry import load_share
-from fedlearn.service.rpc import Client
+from fedlearn.service.rpc import Client, Server
 from fedlearn.v1 import serve_pb2 as pb
 from fedlearn.v1 import serve_sealed_pb2 as sealed_pb
 from tests.parties import MODULES, Pair, digits, make_keys
@@ -139,6 +139,7 @@ def test_the_scores_of_batch_without_the_parts(pair: Pair) -> None:
         reply = ask(client, both[0])
         assert (reply.fallback, reply.fallback_reason, reply.model) == (True, "peer-unavailable", "alone-1")
         assert reply.HasField("probability")
+        spoil(pair, client, both[3])
         with service(pair, "platform"):
             wait_for(lambda: not ask(client, both[1]).fallback)
     for party in MODULES:
@@ -148,6 +149,18 @@ def test_the_scores_of_batch_without_the_parts(pair: Pair) -> None:
         assert '"mode":"sealed"' in written
     entries = [e for e in audit.entries(logs(pair, "platform")) if e["kind"] == "answer"]
     assert {entry["step"] for entry in entries} == {1}
+
+
+def spoil(pair: Pair, client: Client, applicant: str) -> None:
+    """In the platform's place answers something that is too short, then bytes that are no message."""
+    answers = [sealed_pb.SealedAnswer(hint=bytes(8), word=bytes(8)).SerializeToString(), b"\xff"]
+    listen, tls = pair.settings["platform"]["service"]["listen"], load_party(pair.party_file("platform")).tls
+    server = Server(listen, tls, "platform", "Part", lambda _caller, _raw: answers[0], 2)
+    server.start()
+    wait_for(lambda: outcome(client, applicant) == "peer-misbehaved")
+    answers.pop(0)
+    assert outcome(client, applicant) == "peer-misbehaved"
+    server.drain(1)
 
 
 def refuse_what_does_not_fit(pair: Pair, client: Client, both: list[str]) -> None:

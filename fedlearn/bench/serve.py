@@ -8,6 +8,7 @@ machine.
 
 from __future__ import annotations
 
+import math
 import os
 import subprocess
 import sys
@@ -28,12 +29,13 @@ from pyarrow import parquet
 
 from fedlearn import keys
 from fedlearn.bench.pair import PARTIES, free_port
-from fedlearn.contract import Align, Boost, Contract, Key, Label, Serving, Side, Tls, load_party
+from fedlearn.contract import Align, Boost, Contract, Key, Label, Serving, Side, Tls, load_contract, load_party
 from fedlearn.data import Binning, FeatureBins
 from fedlearn.errors import FedlearnError
 from fedlearn.kernels.trees import MASK
 from fedlearn.models import share as trees
 from fedlearn.models.forest import Forest
+from fedlearn.protocols.serve_sealed import agree
 from fedlearn.service import audit
 from fedlearn.service.registry import open_registry
 from fedlearn.service.rpc import Client
@@ -74,11 +76,21 @@ def measure(setting: Setting) -> dict[str, Any]:
         found = _load(client, setting.rate, round(setting.rate * setting.seconds), "load")
         used = {party: _cpu_seconds(pid) - before[party] for party, pid in running.items()}
         found |= {f"cpu_ms_{party}": round(1000 * used[party] / found["requests"], 3) for party in PARTIES}
+        if setting.mode == "sealed":
+            found |= _traffic(folder, load_contract(own.contract))
         agreed = audit.agree(folder / "active" / "audit.jsonl", folder / "passive" / "audit.jsonl")
     return {
         "mode": setting.mode, "tells": setting.tells, "trees": setting.trees, "depth": setting.depth,
         "rate": setting.rate, "seconds": setting.seconds, **found, "in_both_logs": agreed["scored"],
     }  # fmt: skip
+
+
+def _traffic(folder: Path, contract: Contract) -> dict[str, Any]:
+    """What sealed mode sends for one request, and what its answers leak in all."""
+    share = trees.load(folder / "active" / "share", contract, "active")
+    at = agree(contract, share.model_id, share.passive_splits if isinstance(share, trees.ActiveShare) else None)
+    leaked = sum(setup.plan.kl_total for setup in (at.sums, at.table) if setup is not None)
+    return dict(zip(("bytes_up", "bytes_down"), at.traffic, strict=True)) | {"log2_kl_nats_of_all": math.log2(leaked)}
 
 
 def _load(client: Client, rate: float, count: int, name: str) -> dict[str, Any]:

@@ -44,7 +44,7 @@ from fedlearn.channel import START, Message, Reveals, Table
 from fedlearn.contract import Contract
 from fedlearn.crypto import inner
 from fedlearn.crypto.draws import Draws
-from fedlearn.errors import BadConfig
+from fedlearn.errors import BadConfig, OverBudget
 from fedlearn.kernels import nesting as kernel
 from fedlearn.v1 import serve_pb2
 from fedlearn.v1 import serve_sealed_pb2 as pb
@@ -113,6 +113,13 @@ class Agreed:
         sums = self.sums.plan.query_bytes + 4 * (self.splits or 0) if self.sums else 0
         return max(sums, self.table.plan.query_bytes if self.table else 0)
 
+    @property
+    def traffic(self) -> tuple[int, int]:
+        """Bytes of ciphertexts and nesting to the passive side and from it, for one applicant."""
+        setups = [setup for setup in (self.sums, self.table) if setup is not None]
+        up = sum(setup.plan.query_bytes for setup in setups) + 4 * (self.splits or 0)
+        return up, sum(setup.hint_bytes + 8 for setup in setups)
+
 
 def agree(contract: Contract, model_id: bytes, splits: int | None) -> Agreed:
     """The parameters for one model. The leakage budget is shared by its two kinds of answer, where there are two.
@@ -130,11 +137,14 @@ def agree(contract: Contract, model_id: bytes, splits: int | None) -> Agreed:
     seeds = [hashlib.sha256(_SEED + what + contract.serving_hash() + model_id).digest() for what in (b"sums", b"table")]
     unit = 2**terms.digits
     sums = table = None
-    if splits is not None:
-        count = max(1, splits)
-        sums = inner.setup(seeds[0], count, int(terms.reach * unit) - 1, count, terms.answers, budget)
-    if band:
-        table = inner.setup(seeds[1], STEPS, terms.bands, 1, terms.answers, budget)
+    try:
+        if splits is not None:
+            count = max(1, splits)
+            sums = inner.setup(seeds[0], count, int(terms.reach * unit) - 1, count, terms.answers, budget)
+        if band:
+            table = inner.setup(seeds[1], STEPS, terms.bands, 1, terms.answers, budget)
+    except OverBudget as error:
+        raise OverBudget(f"{error}: [serving] needs fewer answers, a smaller reach or fewer digits") from None
     return Agreed(splits, sums, table, unit, terms.reach, terms.bands)
 
 
