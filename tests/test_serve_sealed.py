@@ -329,9 +329,10 @@ def test_the_passive_side_refuses_what_does_not_fit() -> None:
 def test_any_bytes_are_a_question_or_refused(raw: bytes, nesting: bytes, short: int) -> None:
     at = agreed("band", 4)
     assert at.sums is not None
-    with pytest.raises(Refusal) as refusal:
-        parsed(raw)
-    assert refusal.value.status in ("malformed", "contract-differs")
+    try:
+        assert parsed(raw).HasField("asked")
+    except Refusal as refusal:
+        assert refusal.status in ("malformed", "contract-differs")  # noqa: PT017  (either may come)
     message = pb.SealedAsk(nesting=nesting, weights=bytes(at.sums.plan.query_bytes - short), asked=ASKED)
     try:
         protocol.check(at, parsed(message.SerializeToString()))

@@ -139,7 +139,7 @@ def opened(at: Setup, secret: I8, hint: bytes, word: bytes) -> int:
 def _more_flood(plan: lwe.Plan) -> np.uint64:
     """Noise on top of the flood, where that is held below Δ/2^4.5 by what double precision samples well."""
     missing = 2.0 ** (plan.shift - lwe.FLOOD_BITS_BELOW) / plan.flood
-    if missing < 2:
+    if missing <= 1:
         return np.uint64(0)
     coarse = 1 << math.floor(math.log2(missing))
     drawn = int(Draws().gaussian(plan.flood * missing / coarse, (1,))[0])
