@@ -371,6 +371,17 @@ def test_the_active_side_refuses_what_does_not_fit() -> None:
     with pytest.raises(Unfit, match="a band that there is not"):
         protocol.ask_band(bands, ASKED, np.full(STEPS, bands.bands), lambda raw: protocol.answer_band(
             bands, pb.SealedAsk.FromString(raw), 0))  # fmt: skip
+    assert bands.table is not None
+    up = 1 << bands.table.plan.shift
+
+    def next_band(raw: bytes) -> bytes:
+        reply = pb.SealedAnswer.FromString(protocol.answer_band(bands, pb.SealedAsk.FromString(raw), 0))
+        word = (int.from_bytes(reply.word, "little") + up) % 2**64
+        return pb.SealedAnswer(hint=reply.hint, word=word.to_bytes(8, "little")).SerializeToString()
+
+    assert protocol.ask_band(bands, ASKED, np.array([0, *[1] * (STEPS - 1)]), next_band) == 1
+    with pytest.raises(Unfit, match="a band that there is not"):
+        protocol.ask_band(bands, ASKED, np.array([1, *[0] * (STEPS - 1)]), next_band)
 
 
 def test_trees_that_cannot_be_served_sealed() -> None:
