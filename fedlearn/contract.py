@@ -290,12 +290,34 @@ class Serving(_Strict):
     """Online scoring, one applicant at a time, for these purposes and within these limits; without this table, none.
 
     ``plain``: the active side sends the applicant's identifier and learns the passive side's part of the score.
+    ``sealed``: it learns the total, of trees, or the band that the total falls into, and not that part; the passive
+    side learns how its own splits of the trees are nested, and else what it learns in ``plain``. See SECURITY.md.
     """
 
-    mode: Literal["plain"] = "plain"
+    mode: Literal["plain", "sealed"] = "plain"
+    tells: Literal["score", "band"] = Field("score", description="sealed: what the active side learns of both parts")
     purposes: tuple[Name, ...] = Field(min_length=1, description="what a request may be for")
     per_second: float = Field(1000, gt=0, description="requests a second that the passive side answers")
     per_day: int = Field(10_000_000, ge=1, description="requests a day (UTC) that the passive side answers")
+    per_applicant: int = Field(
+        0, ge=0, description="requests a day (UTC) about one applicant, repeats included; 0: no limit"
+    )
+    answers: int = Field(
+        100_000_000, ge=1, le=2**40, description="sealed: requests that the passive side answers for one model, ever"
+    )
+    reach: float = Field(32.0, gt=0, description="sealed: bound on the passive side's part, in the margin's units")
+    digits: int = Field(16, ge=4, le=24, description="sealed: bits after the point of a leaf's weight")
+    bands: int = Field(16, ge=2, le=256, description="sealed: most bands that there may be, where a band is told")
+
+    @model_validator(mode="after")
+    def _one_mode(self) -> Serving:
+        if self.mode == "plain" and self.tells == "band":
+            raise ValueError("tells = band needs mode = sealed: in plain mode the active side learns both parts")
+        if self.reach * 2**self.digits < 4096:
+            raise ValueError("reach and digits leave too few steps: reach times two to the digits must be 4096 or more")
+        if self.reach * 2**self.digits > 2**30:
+            raise ValueError("reach and digits ask for more than 2^30 steps: lower one of them")
+        return self
 
 
 class Contract(_Strict):
@@ -356,6 +378,11 @@ class Contract(_Strict):
             raise ValueError("the weight column cannot also be a feature")
         if self.active.name == self.passive.name:
             raise ValueError("active and passive must be two different parties")
+        serving = self.serving
+        if self.glm is not None and serving is not None and (serving.mode, serving.tells) == ("sealed", "score"):
+            raise ValueError(
+                "[serving] sealed with [glm] needs tells = band: a score and one's own part tell the other"
+            )
         if self.privacy and self.boost.routing == "bits":
             raise ValueError(
                 "[privacy] does not go with routing bits, which shows the exact side of every row at every split: "

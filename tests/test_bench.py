@@ -52,6 +52,16 @@ def test_serve() -> None:
 
 
 @pytest.mark.processes
+def test_serve_sealed() -> None:
+    said = bench("serve", "--mode", "sealed", "--tells", "band", "--rate", "20", "--seconds", "1", "--trees", "20")
+    assert (said["mode"], said["tells"], said["requests"], said["failed"]) == ("sealed", "band", 20, 0)
+    assert 0 < said["p50_ms"] <= said["p99_ms"]
+    assert said["in_both_logs"] >= 20
+    assert said["log2_kl_nats_of_all"] < -20
+    assert 20_000 < said["bytes_down"] < said["bytes_up"] < 200_000
+
+
+@pytest.mark.processes
 def test_woe() -> None:
     said = bench("woe", "--rows", "3000", "--passive-features", "9", "--bins", "5")
     assert said["largest_difference_of_iv"] < 1e-4

@@ -44,6 +44,7 @@ ALLOWED = {
         "learner",
         "models",
         "protocols.serve",
+        "protocols.serve_sealed",
         "service",
         "v1",
     },

@@ -8,6 +8,7 @@ machine.
 
 from __future__ import annotations
 
+import math
 import os
 import subprocess
 import sys
@@ -19,7 +20,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -28,12 +29,13 @@ from pyarrow import parquet
 
 from fedlearn import keys
 from fedlearn.bench.pair import PARTIES, free_port
-from fedlearn.contract import Align, Boost, Contract, Key, Label, Serving, Side, Tls, load_party
+from fedlearn.contract import Align, Boost, Contract, Key, Label, Serving, Side, Tls, load_contract, load_party
 from fedlearn.data import Binning, FeatureBins
 from fedlearn.errors import FedlearnError
 from fedlearn.kernels.trees import MASK
 from fedlearn.models import share as trees
 from fedlearn.models.forest import Forest
+from fedlearn.protocols.serve_sealed import agree
 from fedlearn.service import audit
 from fedlearn.service.registry import open_registry
 from fedlearn.service.rpc import Client
@@ -41,6 +43,7 @@ from fedlearn.v1 import serve_pb2 as pb
 
 _ROWS, _FEATURES, _BINS = 20_000, 15, 32
 _WARM_UP = 300
+_BANDS = [{"name": "low", "decision": "approve", "up_to": 0.5}, {"name": "high", "decision": "refer"}]
 
 
 @dataclass(frozen=True)
@@ -51,6 +54,8 @@ class Setting:
     seconds: float = 10.0
     trees: int = 100
     depth: int = 5
+    mode: Literal["plain", "sealed"] = "plain"
+    tells: Literal["score", "band"] = "score"
 
 
 def measure(setting: Setting) -> dict[str, Any]:
@@ -71,11 +76,21 @@ def measure(setting: Setting) -> dict[str, Any]:
         found = _load(client, setting.rate, round(setting.rate * setting.seconds), "load")
         used = {party: _cpu_seconds(pid) - before[party] for party, pid in running.items()}
         found |= {f"cpu_ms_{party}": round(1000 * used[party] / found["requests"], 3) for party in PARTIES}
+        if setting.mode == "sealed":
+            found |= _traffic(folder, load_contract(own.contract))
         agreed = audit.agree(folder / "active" / "audit.jsonl", folder / "passive" / "audit.jsonl")
     return {
-        "mode": "plain", "trees": setting.trees, "depth": setting.depth, "rate": setting.rate,
-        "seconds": setting.seconds, **found, "in_both_logs": agreed["scored"],
+        "mode": setting.mode, "tells": setting.tells, "trees": setting.trees, "depth": setting.depth,
+        "rate": setting.rate, "seconds": setting.seconds, **found, "in_both_logs": agreed["scored"],
     }  # fmt: skip
+
+
+def _traffic(folder: Path, contract: Contract) -> dict[str, Any]:
+    """What sealed mode sends for one request, and what its answers leak in all."""
+    share = trees.load(folder / "active" / "share", contract, "active")
+    at = agree(contract, share.model_id, share.passive_splits if isinstance(share, trees.ActiveShare) else None)
+    leaked = sum(setup.plan.kl_total for setup in (at.sums, at.table) if setup is not None)
+    return dict(zip(("bytes_up", "bytes_down"), at.traffic, strict=True)) | {"log2_kl_nats_of_all": math.log2(leaked)}
 
 
 def _load(client: Client, rate: float, count: int, name: str) -> dict[str, Any]:
@@ -153,7 +168,8 @@ def _prepare(folder: Path, setting: Setting) -> dict[str, Path]:
     contract = Contract(
         name="bench", purpose="measure online scoring", expires=date(2999, 12, 31), active=sides["active"],
         passive=sides["passive"], label=Label(column="label"), align=Align(key=Key(column="id", normalise="digits")),
-        boost=Boost(trees=setting.trees, depth=setting.depth, bins=_BINS), serving=Serving(purposes=("bench",)),
+        boost=Boost(trees=setting.trees, depth=setting.depth, bins=_BINS),
+        serving=Serving(mode=setting.mode, tells=setting.tells, purposes=("bench",)),
     )  # fmt: skip
     draws = np.random.default_rng(1)
     shares = _shares(setting, draws)
@@ -178,7 +194,7 @@ def _write_party(folder: Path, party: str, contract: Contract, tls: Tls, listen:
     (folder / "contract.toml").write_text(tomli_w.dumps(terms), encoding="utf-8")
     service: dict[str, Any] = {"listen": listen[party], "store": {"path": "table.parquet"}, "deadline_ms": 5000}
     if party == "active":
-        service |= {"peer": listen["passive"], "callers": {"active": {"per_second": 1_000_000}}}
+        service |= {"peer": listen["passive"], "callers": {"active": {"per_second": 1_000_000}}, "bands": _BANDS}
     own = {
         "party": party, "contract": "contract.toml", "data": {"path": "table.parquet"},
         "network": {"listen": "127.0.0.1:1"}, "tls": {name: str(path) for name, path in tls},

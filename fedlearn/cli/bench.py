@@ -216,7 +216,8 @@ def _show(title: str, result: dict[str, Any], as_json: bool) -> None:
 
 @app.command()
 def serve(
-    mode: Annotated[str, typer.Option(help="plain")] = "plain",
+    mode: Annotated[str, typer.Option(help="plain or sealed")] = "plain",
+    tells: Annotated[str, typer.Option(help="score, or with sealed also band")] = "score",
     rate: Annotated[float, typer.Option(min=1, help="requests a second")] = 100.0,
     seconds: Annotated[float, typer.Option(min=0.1, help="how long")] = 10.0,
     trees: Annotated[int, typer.Option(min=1, help="trees of the model")] = 100,
@@ -230,6 +231,6 @@ def serve(
     from fedlearn.bench import serve as bench
     from fedlearn.errors import OwnMistake
 
-    if mode != "plain":
-        raise OwnMistake(f"--mode {mode} is not plain, the only mode there is")
-    _show("online scoring", bench.measure(bench.Setting(rate, seconds, trees, depth)), as_json)
+    if mode not in ("plain", "sealed") or tells not in ("score", "band") or (mode, tells) == ("plain", "band"):
+        raise OwnMistake(f"--mode {mode} --tells {tells} is not plain, sealed, or sealed with the band alone")
+    _show("online scoring", bench.measure(bench.Setting(rate, seconds, trees, depth, mode, tells)), as_json)  # type: ignore[arg-type]

@@ -7,7 +7,17 @@ from google.protobuf.message import DecodeError
 from fedlearn.contract import Contract, Service
 from fedlearn.protocols.serve import PROTOCOL
 from fedlearn.service.audit import AuditLog
-from fedlearn.service.common import MOST_BYTES, Limiter, Memo, Model, Models, Refusal, check_terms, features_of
+from fedlearn.service.common import (
+    MOST_BYTES,
+    EachLimiter,
+    Limiter,
+    Memo,
+    Model,
+    Models,
+    Refusal,
+    check_terms,
+    features_of,
+)
 from fedlearn.service.store import Features
 from fedlearn.v1 import serve_pb2 as pb
 
@@ -24,6 +34,7 @@ class Answering:
         self._hash, self._memo = contract.serving_hash(), Memo()
         if contract.serving is not None:
             self._limit = Limiter(contract.serving.per_second, contract.serving.per_day)
+            self._each = EachLimiter(contract.serving.per_applicant)
 
     def answer(self, caller: str, raw: bytes) -> bytes:
         """A :class:`PartRequest` answered with a :class:`PartReply`, both serialised.
@@ -45,13 +56,15 @@ class Answering:
             self._audit.add("refuse", request=request.request_id[:64], status=refusal.status)
             raise
 
-    def _check(self, request: pb.PartRequest) -> None:
+    def _check(self, request: pb.PartRequest, *, counted: bool = True) -> None:
         if request.protocol != PROTOCOL:
             raise Refusal("old-client", f"the request is of protocol {request.protocol}, this side's is {PROTOCOL}")
         if request.serving_hash != self._hash:
             raise Refusal("contract-differs", "the two sides hold different contracts, or another [serving]")
         check_terms(self._contract, request)
-        self._limit.take()
+        if counted:
+            self._limit.take()
+            self._each.take(request.applicant)
 
     def _part(self, request: pb.PartRequest) -> bytes:
         model = self._model(request.model_id.hex())
@@ -60,7 +73,7 @@ class Answering:
         model.drift.count(model.scorer.codes(row))
         self._audit.add(
             "answer", request=request.request_id, consent=request.consent, purpose=request.purpose,
-            model=request.model_id.hex(),
+            model=request.model_id.hex(), mode="plain",
         )  # fmt: skip
         codes, lost = zip(*part.reasons, strict=True) if part.reasons else ((), ())
         return pb.PartReply(sides=part.sides, points=part.points, reason=codes, lost=lost).SerializeToString()

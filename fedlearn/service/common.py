@@ -39,6 +39,8 @@ STATUSES: dict[str, tuple[str, int, str]] = {
     "wrong-purpose": ("PERMISSION_DENIED", 403, "the contract does not allow this purpose"),
     "consent-expired": ("PERMISSION_DENIED", 403, "the applicant's consent has expired"),
     "too-many": ("RESOURCE_EXHAUSTED", 429, "more requests than the caller is allowed"),
+    "used-up": ("RESOURCE_EXHAUSTED", 429, "the sealed answers that the contract allows for this model are used up"),
+    "no-first-step": ("ABORTED", 409, "the first step of this request was not answered, or was used already"),
     "request-reused": ("ALREADY_EXISTS", 409, "the request ID was used for another request"),
     "unknown-applicant": ("NOT_FOUND", 404, "there are no features of this applicant"),
     "unknown-at-peer": ("NOT_FOUND", 404, "the other party has no features of this applicant"),
@@ -124,6 +126,26 @@ class Limiter:
                 raise Refusal("too-many", f"more than {self._per_day} requests a day")
             self._tokens -= 1
             self._count += 1
+
+
+class EachLimiter:
+    """Requests a day (UTC, since the service started) about one applicant; no limit when it is 0."""
+
+    def __init__(self, most: int) -> None:
+        self._most, self._day, self._counts, self._lock = most, 0, dict[str, int](), threading.Lock()
+
+    def take(self, applicant: str) -> None:
+        """Count one request. Raises Refusal when it is one too many."""
+        if not self._most:
+            return
+        day = int(time.time() // 86400)
+        with self._lock:
+            if day != self._day:
+                self._day, self._counts = day, {}
+            count = self._counts.get(applicant, 0)
+            if count >= self._most:
+                raise Refusal("too-many", f"more than {self._most} requests a day about this applicant")
+            self._counts[applicant] = count + 1
 
 
 class Memo:

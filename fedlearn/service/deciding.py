@@ -25,11 +25,14 @@ from fedlearn.service.common import (
     features_of,
 )
 from fedlearn.service.scorer import Outcome, Part
-from fedlearn.service.store import Features, normaliser
+from fedlearn.service.store import Features, Row, normaliser
 from fedlearn.v1 import serve_pb2 as pb
 
 #: What the fallback answers for: the passive side is away, overloaded, or does not know the applicant well enough.
-_COVERED = {"peer-unavailable", "too-many", "unknown-at-peer", "features-missing", "feature-out-of-range", "internal"}
+_COVERED = {
+    "peer-unavailable", "too-many", "used-up", "no-first-step", "unknown-at-peer", "features-missing",
+    "feature-out-of-range", "internal",
+}  # fmt: skip
 _PATIENCE = 5  #: failures in a row after which the passive side is left alone
 _PAUSE = 0.5  #: for so many seconds
 
@@ -53,7 +56,7 @@ class Deciding:
         self._store, self._audit, self._peer, self._metrics = store, audit, peer, metrics
         self._normal, self._memo = normaliser(contract.align.key), Memo()
         self._limits = {name: Limiter(c.per_second, c.per_day) for name, c in service.callers.items()}
-        self._hash = contract.serving_hash()
+        self._hash, self._mode = contract.serving_hash(), contract.serving.mode if contract.serving else ""
         self._codes = len(codes_of(contract.scorecard, contract.passive)) if contract.scorecard else 0
         self._failures, self._again = 0, 0.0
 
@@ -93,19 +96,19 @@ class Deciding:
         row = features_of(self._store, applicant, self._service.most_missing)
         model, reason = self._chosen(applicant), ""
         try:
-            part = self._part(request, applicant, model)
+            part = self._part(request, applicant, row, model)
         except Refusal as refusal:
             fallback = self._fallback()
             if fallback is None or refusal.status not in _COVERED:
                 raise
             model, part, reason = fallback, Part(), refusal.status
             self._metrics.count(f'fallbacks_total{{reason="{reason}"}}')
-        outcome = model.scorer.outcome(row, part)
+        outcome = part.sealed or model.scorer.outcome(row, part)
         model.drift.count(model.scorer.codes(row), outcome.margin)
         reply = self._reply(request, model, outcome, reason)
         self._audit.add(
             "score", request=request.request_id, consent=request.consent, purpose=request.purpose, caller=caller,
-            model=model.entry.facts["model_id"], fallback=bool(reason), decision=reply.decision,
+            model=model.entry.facts["model_id"], mode=self._mode, fallback=bool(reason), decision=reply.decision,
         )  # fmt: skip
         return reply.SerializeToString()
 
@@ -125,9 +128,14 @@ class Deciding:
         name = self._service.fallback
         return None if name is None else self._models.in_state(name, "champion")
 
-    def _part(self, request: pb.ScoreRequest, applicant: str, model: Model) -> Part:
+    def _part(self, request: pb.ScoreRequest, applicant: str, row: Row, model: Model) -> Part:
         if model.entry.facts["alone"]:
             return Part()
+        asked = self._asked(request, applicant, model)
+        return self._parsed(self._told(asked.SerializeToString(), self._service.deadline_ms / 1000), model)
+
+    def _asked(self, request: pb.ScoreRequest, applicant: str, model: Model) -> pb.PartRequest:
+        """The question, entered into the audit log."""
         if time.monotonic() < self._again:
             raise Refusal("peer-unavailable", "the other party has not answered for a while, and there is no fallback")
         asked = pb.PartRequest(
@@ -136,12 +144,16 @@ class Deciding:
             consent=request.consent, consent_expires=request.consent_expires,
         )  # fmt: skip
         self._audit.add("ask", request=request.request_id, consent=request.consent, purpose=request.purpose)
+        return asked
+
+    def _told(self, question: bytes, seconds: float) -> bytes:
+        """What the passive side answers, not yet trusted."""
         try:
-            raw = self._peer.ask(asked.SerializeToString(), self._service.deadline_ms / 1000)
+            raw = self._peer.ask(question, seconds)
         except Refusal as refusal:
             raise self._failed(refusal) from None
         self._failures = 0
-        return self._parsed(raw, model)
+        return raw
 
     def _failed(self, refusal: Refusal) -> Refusal:
         """Leave a peer that fails alone for a moment; and say whose fault it was."""
@@ -171,8 +183,8 @@ class Deciding:
             score=outcome.score, reasons=outcome.reasons, fallback=bool(reason), fallback_reason=reason,
         )  # fmt: skip
         value = outcome.score if self._service.measure == "score" and outcome.score is not None else outcome.mean
-        for band in self._service.bands:
-            if band.up_to is None or value <= band.up_to:
+        for number, band in enumerate(self._service.bands):
+            if number == outcome.band or (value is not None and (band.up_to is None or value <= band.up_to)):
                 reply.band, reply.decision = band.name, band.decision
                 break
         return reply

@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
+from typing import Any
 
 from fedlearn.contract import Contract, PartyFile, Service
 from fedlearn.errors import BadConfig, FedlearnError, NotInContract
@@ -19,6 +20,7 @@ from fedlearn.service.deciding import Deciding
 from fedlearn.service.registry import open_registry
 from fedlearn.service.rpc import Client, Server, stamp
 from fedlearn.service.scorer import active_scorer, passive_scorer
+from fedlearn.service.sealed import SealedAnswering, SealedDeciding, sealed_active_scorer, sealed_passive_scorer
 from fedlearn.service.store import open_store
 from fedlearn.service.web import Web, scoring, status_page, tls_context
 
@@ -39,7 +41,10 @@ def serve(party: PartyFile, stop: threading.Event) -> None:
     features = dict(contract.side(role).features)
     if role == "active" and contract.label.offset is not None:
         features[contract.label.offset] = "number"
-    names, scorer = list(features), active_scorer if role == "active" else passive_scorer
+    sealed = contract.serving is not None and contract.serving.mode == "sealed"
+    names, active = list(features), role == "active"
+    plain: Callable[..., Any] = active_scorer if active else passive_scorer
+    scorer = (sealed_active_scorer if active else sealed_passive_scorer) if sealed else plain
     store = open_store(service.store, contract.align.key, features)
     models = Models(registry, contract, party.party, lambda share: scorer(share, names, contract))
     models.refresh()
@@ -51,9 +56,11 @@ def serve(party: PartyFile, stop: threading.Event) -> None:
         if role == "active":
             client = Client(str(service.peer), party.tls, party.party, contract.passive.name, "Part")
             stack.callback(client.close)
-            answer: Answer = Deciding(contract, service, models, store, audit, client, metrics).answer
+            deciding = SealedDeciding if sealed else Deciding
+            answer: Answer = deciding(contract, service, models, store, audit, client, metrics).answer
         else:
-            answer = Answering(contract, party.party, service, models, store, audit).answer
+            answering = SealedAnswering if sealed else Answering
+            answer = answering(contract, party.party, service, models, store, audit).answer
         answer = _counted(answer, metrics)
         method = "Score" if role == "active" else "Part"
         server = Server(service.listen, party.tls, party.party, method, answer, service.workers)

@@ -36,21 +36,27 @@ class Part:
         sides: of trees: one bit for each of its splits, eight to a byte, the first in the lowest bit.
         points: of a linear model: its part of the linear predictor.
         reasons: of a scorecard: its codes that cost most.
+        sealed: in sealed mode all that comes out, instead of a part.
     """
 
     sides: bytes = b""
     points: float = 0.0
     reasons: tuple[tuple[int, float], ...] = ()
+    sealed: Outcome | None = None
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What the active side makes of both parts: the mean (a probability), the margin, points and reason codes."""
+    """What the active side makes of both parts: the mean (a probability), the margin, points and reason codes.
 
-    mean: float
-    margin: float
+    Where the contract tells the band alone: its number, the active side's own reason codes, and nothing else.
+    """
+
+    mean: float | None
+    margin: float | None
     score: float | None = None
     reasons: tuple[str, ...] = ()
+    band: int | None = None
 
 
 class TreesPassive:
