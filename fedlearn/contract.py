@@ -127,6 +127,17 @@ class Label(_Strict):
     offset: str | None = Field(None, description="column added to the linear predictor of [glm], on the active side")
 
 
+class OutOfTime(_Strict):
+    """Later rows, which neither train nor validate: the model is judged on them apart, as it will be used.
+
+    The column and its values stay with the active side; the passive side cannot tell such rows from the others. A row
+    without a value neither trains nor is judged.
+    """
+
+    column: str = Field(description="the active side's column that tells when a row is from")
+    first: str = Field(min_length=1, description="from this value on: a number, or a text that sorts as a date does")
+
+
 class Boost(_Strict):
     """Gradient-boosted trees. Names follow XGBoost where it has one."""
 
@@ -330,6 +341,7 @@ class Contract(_Strict):
     active: Side
     passive: Side
     label: Label
+    out_of_time: OutOfTime | None = None
     align: Align
     boost: Boost = Boost()
     glm: Glm | None = None
@@ -376,6 +388,7 @@ class Contract(_Strict):
             raise ValueError("[label] classes must have at least two values")
         if self.label.weight in self.active.features:
             raise ValueError("the weight column cannot also be a feature")
+        self._check_out_of_time()
         if self.active.name == self.passive.name:
             raise ValueError("active and passive must be two different parties")
         serving = self.serving
@@ -393,6 +406,18 @@ class Contract(_Strict):
         if self.label.column in self.active.features:
             raise ValueError("the label column cannot also be a feature")
         return self
+
+    def _check_out_of_time(self) -> None:
+        later = self.out_of_time
+        if later is None:
+            return
+        if later.column in (*self.active.features, self.label.column, self.label.weight, self.label.offset):
+            raise ValueError("[out_of_time] column cannot also be a feature, the label, its weight or its offset")
+        if self.glm is not None and self.glm.disclosure == "none":
+            raise ValueError(
+                "[out_of_time] does not go with [glm] disclosure none, where no row's joint score is known before "
+                "scoring: score the later rows with predict"
+            )
 
     def hash(self) -> bytes:
         """SHA-256 over the canonical JSON of all fields but ``serving``, defaults included.

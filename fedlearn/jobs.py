@@ -20,30 +20,28 @@ from typing import Any, Literal
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
-from pyarrow import csv, feather
+from pyarrow import feather
 
-from fedlearn import jobs_glm
+from fedlearn import jobs_glm, samples
 from fedlearn import prepared as tables
 from fedlearn.channel import Channel, Limits, simulate
 from fedlearn.channel.channel import Progress
-from fedlearn.contract import Contract, PartyFile, Side, load_contract
+from fedlearn.contract import Contract, Kind, PartyFile, Side, load_contract
 from fedlearn.crypto.draws import Draws
 from fedlearn.crypto.lwe import Plan
 from fedlearn.crypto.privacy import epsilon_of
-from fedlearn.data import Binning, FeatureBins, PartyTable, fit_binning, load_table
+from fedlearn.data import Binning, FeatureBins, PartyTable, fit_binning, load_table, periods
 from fedlearn.errors import BadConfig, BadLabel, NotInContract, OutputExists, WrongCheckpoint, WrongModel
 from fedlearn.keys import check_own, is_signed, sign
 from fedlearn.learner import booster
 from fedlearn.learner.booster import Rows
 from fedlearn.learner.grower import Features
-from fedlearn.learner.objective import objective_of
 from fedlearn.models import checkpoint, linear, reference
 from fedlearn.models import share as shares
 from fedlearn.protocols import align, align_cached, boost, disclose, handshake, matvec, regression, score
 from fedlearn.protocols.align import Alignment
 from fedlearn.protocols.resume import Start
 from fedlearn.report import page
-from fedlearn.report.metrics import figures
 
 Job = Literal["check", "align", "train", "predict"]
 Summary = dict[str, Any]
@@ -72,6 +70,7 @@ class Own:
         kept: the checkpoint that training resumes from, if it does.
         offset: float64 (n,), of the linear predictor of a regression; None without.
         warnings: what was odd about the table, though no reason to stop.
+        period: int8 (n,), of the active side's rows where the contract has [out_of_time] (``check`` and ``train``).
         tables: with method ``cached``, the passive side's table prepared ahead, or where the active side keeps it.
     """
 
@@ -89,6 +88,7 @@ class Own:
     warnings: tuple[str, ...] = ()
     key: Path | None = None
     tables: align_cached.Prepared | align_cached.Shelf | None = None
+    period: NDArray[np.int8] | None = None
 
     @property
     def model_id(self) -> bytes:
@@ -140,17 +140,17 @@ def prepare(
         share = shares.load(model or party.output.folder / "model", contract, party.party)
         if isinstance(share, shares.ActiveShare) != (role == "active"):
             raise WrongModel(f"the share of {party.party!r} is not that of the {role} side")
-    label = contract.label if role == "active" and job in ("check", "train") else None
-    side = contract.side(role)
-    key, also = contract.align.key, contract.align.also
-    table = load_table(party.data, key, side.features, label, contract.budget.rows, contract.target, also)
+    table, period = _load(party, contract, role, job)
     plan = None
     if job in ("check", "train"):
         plan = budget_plan(contract, role, table)
     signing = party.tls.key if party.tls.key.exists() else None
     on_file = _alignment_on_file(party.output.folder / "alignment", contract, table, signing)
     shelved = _tables(party, contract, role, table)
-    own = Own(party.party, role, contract, table, folder, share, on_file, plan, key=signing, tables=shelved)
+    own = Own(
+        party.party, role, contract, table, folder, share, on_file, plan, key=signing, tables=shelved, period=period,
+        warnings=_period_warnings(contract, period),
+    )  # fmt: skip
     if job != "train":
         return own
     if earlier is not None:
@@ -167,6 +167,30 @@ def prepare(
             f"{_checkpoint_folder(own)} holds training that has not ended: use --resume on both sides, or remove it"
         )
     return own
+
+
+def _load(party: PartyFile, contract: Contract, role: str, job: Job) -> tuple[PartyTable, NDArray[np.int8] | None]:
+    """This side's table; and on the active side, where the contract has [out_of_time], each row's period."""
+    judges = role == "active" and job in ("check", "train")
+    later = contract.out_of_time if judges else None
+    features: dict[str, Kind] = dict(contract.side(role).features)
+    if later is not None:
+        features = periods.with_period(features, later.column, later.first)
+    key, also = contract.align.key, contract.align.also
+    label = contract.label if judges else None
+    table = load_table(party.data, key, features, label, contract.budget.rows, contract.target, also)
+    return (table, None) if later is None else periods.split_off(table, later.column, later.first)
+
+
+def _period_warnings(contract: Contract, period: NDArray[np.int8] | None) -> tuple[str, ...]:
+    later, found = contract.out_of_time, []
+    if later is None or period is None:
+        return ()
+    if not np.any(period == periods.LATER):
+        found.append(f"no row is from {later.first} on by {later.column}: nothing is judged out of time")
+    if unknown := int(np.sum(period == periods.NEITHER)):
+        found.append(f"{unknown} rows have no {later.column}: they neither train nor are judged")
+    return tuple(found)
 
 
 def _earlier_share(folder: Path, contract: Contract, party: str, role: str) -> shares.Share:
@@ -197,7 +221,10 @@ def _checkpoint_folder(own: Own) -> Path:
 
 
 def _binding(own: Own) -> dict[str, str]:
-    return checkpoint.bind(own.contract.hash(), own.table.fingerprint(), own.party, own.role, own.model_id)
+    rows = own.table.fingerprint()
+    if own.period is not None:
+        rows = hashlib.sha256(rows + own.period.tobytes()).digest()
+    return checkpoint.bind(own.contract.hash(), rows, own.party, own.role, own.model_id)
 
 
 def _prepare_glm(party: PartyFile, contract: Contract, job: Job, role: str, folder: Path, model: Path | None) -> Own:
@@ -391,8 +418,12 @@ def _train_active(
     if table.label is None:
         raise BadLabel(f"the table of {own.party!r} was read without its label")
     earlier = own.earlier if isinstance(own.earlier, shares.ActiveShare) else None
-    binning = earlier.binning if earlier else fit_binning(table, settings.bins, contract.active.features)
-    rows = rows_of(table, binning, contract)
+    period = None if own.period is None else own.period[order]
+    later = None if period is None else period == periods.LATER
+    trains = None if period is None else period == periods.EARLIER
+    fitted = table if trains is None else table.take(np.flatnonzero(trains))
+    binning = earlier.binning if earlier else fit_binning(fitted, settings.bins, contract.active.features)
+    rows = replace(rows_of(table, binning, contract), trains=trains)
     data = boost.ActiveData(rows, position, alignment.size)
     result = boost.train_active(
         channel, contract, data, checkpoint=_kept_for(own, keeper), earlier=earlier.forest if earlier else None
@@ -404,7 +435,7 @@ def _train_active(
         disclosed = share_of(told, contract, result.model_id)
     share = shares.ActiveShare(result.model_id, binning, forest, len(forest.passive_splits), result.names, disclosed)
     shares.save(share, folder, contract, own.party)
-    reference.save(folder, binning, rows.bins, result.fit.margins[0])
+    reference.save(folder, binning, rows.bins[:, rows.training], result.fit.margins[0][rows.training])
     opaque = tuple(f"{contract.passive.name}#{k}" for k in range(len(contract.passive.features)))
     facts: Summary = {
         **_start_facts(own, result.start),
@@ -412,15 +443,14 @@ def _train_active(
         "trees": forest.trees,
         f"validation_{settings.metric}": result.fit.history,
         "importance": forest.importance(tuple(f.name for f in binning.features), result.names or opaque),
-        "mean_label": float(rows.label.mean()),
+        "mean_label": float(rows.label[rows.training].mean()),
+        "warnings": list(own.warnings),
     }
-    if settings.folds:
+    if settings.folds or settings.validation or later is not None:
         with channel.phase("alone"):
-            _, alone, _ = boost.cross_validate(contract, rows, None)
-        objective = objective_of(settings, contract.outputs)
-        facts["joint"] = figures(objective, rows.label, result.held_out)
-        facts["alone"] = figures(objective, rows.label, alone)
-        _write_held_out(folder / "held_out.csv", table, contract, result.fold, result.held_out, alone)
+            alone = samples.Judged(*boost.cross_validate(contract, rows, None))
+        joint = samples.Judged(result.fold, result.held_out, result.fit)
+        facts |= samples.write(folder, table, rows, contract, joint, alone, later)
     return facts
 
 
@@ -691,27 +721,5 @@ def _write_run(folder: Path, summary: Summary) -> None:
     (folder / "run.json").write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
 
 
-def _predictions(contract: Contract, margins: F64) -> dict[str, F64]:
-    """Columns of a score file: the prediction under its usual name, then the margins."""
-    mean = objective_of(contract.boost, contract.outputs).mean(margins)
-    if contract.boost.objective == "softmax":
-        return {f"probability_{name}": mean[k] for k, name in enumerate(contract.label.classes)}
-    if contract.boost.objective == "logistic":
-        return {"probability": mean[0], "log_odds": margins[0]}
-    return {"prediction": mean[0]}
-
-
 def _write_scores(path: Path, table: PartyTable, contract: Contract, margins: F64) -> None:
-    _write_csv(path, {"id": table.ids.to_pylist(), **_predictions(contract, margins)})
-
-
-def _write_held_out(path: Path, table: PartyTable, contract: Contract, fold: Any, joint: F64, alone: F64) -> None:
-    columns: dict[str, Any] = {"id": table.ids.to_pylist(), "fold": fold, "label": table.label}
-    for suffix, margins in (("joint", joint), ("alone", alone)):
-        columns |= {f"{name}_{suffix}": values for name, values in _predictions(contract, margins).items()}
-    _write_csv(path, columns)
-
-
-def _write_csv(path: Path, columns: dict[str, Any]) -> None:
-    """Numbers are written so that they read back exactly."""
-    csv.write_csv(pa.table({name: pa.array(values) for name, values in columns.items()}), path)
+    samples.write_csv(path, {"id": table.ids, **samples.predictions(contract, margins)})

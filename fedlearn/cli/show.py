@@ -212,6 +212,12 @@ def importance_table(importance: dict[str, dict[str, float]], most: int = 12) ->
 
 
 #: Lists of a regression's result that are shown as tables.
+_SAMPLES = {
+    "held_out": "Held-out rows (cross-validation, same learner, same folds)",
+    "out_of_time": "Out-of-time rows",
+    "validation": "Validation rows (early stopping)",
+    "fitted": "Training rows",
+}
 _LISTS = {
     "coefficients": "Coefficients",
     "peer_coefficients_standardised": "The peer's coefficients, of standardised columns",
@@ -239,10 +245,14 @@ def summary(result: dict[str, Any]) -> None:
         if name not in skip and value is not None and not isinstance(value, list | dict)
     }
     out.print(facts_table(f"{result['party']}: {result['job']}", facts))
-    if "joint" in result:
-        models = {f"{result['party']} alone": result["alone"], "joint": result["joint"]}
-        held_out = "Cross-validated on held-out rows, same learner, same folds"
-        out.print(figures_table(models, "On the training rows" if "coefficients" in result else held_out))
+    if "samples" in result:
+        for name, sample in result["samples"].items():
+            if "joint" in sample:
+                models = {f"{result['party']} alone": sample["alone"], "joint": sample["joint"]}
+                out.print(figures_table(models, f"{_SAMPLES[name]}: {sample['rows']:,}"))
+    elif "joint" in result:
+        out.print(figures_table({f"{result['party']} alone": result["alone"], "joint": result["joint"]},
+                                "On the training rows"))  # fmt: skip
     for name, title in _LISTS.items():
         if result.get(name):
             out.print(lines_table(result[name], title))

@@ -36,6 +36,7 @@ class Rows:
         label: float64 (m,): 0 or 1, a class number, or a value.
         weight: float64 (m,), positive.
         classes: number of classes (``softmax``), else 1.
+        trains: bool (m,), rows that may train or validate; the others ride along. None: all may.
     """
 
     bins: U8
@@ -43,6 +44,12 @@ class Rows:
     label: F64
     weight: F64
     classes: int = 1
+    trains: NDArray[np.bool_] | None = None
+
+    @property
+    def training(self) -> I64:
+        """The rows that may train or validate, int64, ascending."""
+        return np.arange(len(self.label)) if self.trains is None else np.flatnonzero(self.trains)
 
 
 @dataclass(frozen=True)

@@ -741,12 +741,15 @@ def cross_validate(
 
     Returns:
         fold: int64 (m,), -1 without folds; held_out: float64 (K, m), margins from the model that did not see the row,
-        NaN without folds; and the final fit.
+        NaN without folds and for rows that do not train; and the final fit.
     """
     boost = contract.boost
-    fold = booster.folds_of(rows.label, boost)
-    splits = [booster.split_of(len(fold), boost, fold == k) for k in range(boost.folds)]
-    splits.append(booster.split_of(len(fold), boost))
+    fold, training = np.full(len(rows.label), -1, np.int64), rows.training
+    fold[training] = booster.folds_of(rows.label[training], boost)
+    rest = np.ones(len(fold), np.bool_)
+    rest[training] = False
+    splits = [booster.split_of(len(fold), boost, rest | (fold == k)) for k in range(boost.folds)]
+    splits.append(booster.split_of(len(fold), boost, rest))
     models = None if begin is None else begin(splits)
     fits = booster.fit(
         rows,
@@ -765,11 +768,11 @@ def cross_validate(
 
 
 def _check_labels(rows: Rows, contract: Contract) -> None:
-    least = max(10, 2 * least_size(contract))
-    if len(rows.label) < least:
-        raise NoOverlap(f"only {len(rows.label)} aligned rows have a label; training needs at least {least}")
-    if rows.label.min() == rows.label.max():
-        raise NoOverlap(f"all {len(rows.label)} aligned rows have the same label, so there is nothing to learn")
+    least, label = max(10, 2 * least_size(contract)), rows.label[rows.training]
+    if len(label) < least:
+        raise NoOverlap(f"only {len(label)} aligned rows have a label to train on; training needs at least {least}")
+    if label.min() == label.max():
+        raise NoOverlap(f"all {len(label)} aligned rows have the same label, so there is nothing to learn")
 
 
 # --- passive -----------------------------------------------------------------------------------------

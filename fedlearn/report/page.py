@@ -7,7 +7,7 @@ script and asks for nothing from anywhere, so it can be sent, printed and archiv
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -19,13 +19,19 @@ from pyarrow import csv
 
 from fedlearn.contract import Contract
 from fedlearn.errors import FileMissing, WrongModel
+from fedlearn.learner.woe import stability
 from fedlearn.report import curves, draw
 from fedlearn.report.draw import ALONE, BAD, GOOD, JOINT, PLAIN
 from fedlearn.report.markup import Markup, join, size, table, tag
 
 F64 = NDArray[np.float64]
-#: Files with rows that the active side keeps: held-out scores of trees, training scores of a regression.
-_SCORED = (("held_out.csv", "held-out rows (cross-validation)"), ("fitted.csv", "training rows"))
+#: Files with scored rows that the active side keeps, and which rows these are; a run's first is its main one.
+_SAMPLES = {
+    "held_out": "held-out rows (cross-validation)",
+    "out_of_time": "out-of-time rows",
+    "validation": "validation rows (early stopping)",
+    "fitted": "training rows",
+}
 #: How people write the figures' names.
 NAMES = {"auc": "AUC", "ks": "KS", "log_loss": "log-loss", "rmse": "RMSE", "mae": "MAE", "r2": "R²"}
 
@@ -37,14 +43,34 @@ class Run:
     Attributes:
         facts: its run.json.
         contract: under which it ran.
-        rows: columns of the file with scored rows by name, float64 (n,) each, without IDs; empty where there is none.
-        of: which rows these are, in words.
+        rows: columns of the main sample of scored rows by name, float64 (n,) each, without IDs; empty without samples.
+        sample: its name.
+        others: the other samples, likewise.
     """
 
     facts: dict[str, Any]
     contract: Contract
     rows: dict[str, F64]
-    of: str = ""
+    sample: str = ""
+    others: dict[str, dict[str, F64]] = field(default_factory=dict)
+
+    @property
+    def of(self) -> str:
+        """Which rows the sample has, in words."""
+        later = self.contract.out_of_time
+        since = f", {later.column} from {later.first} on" if later and self.sample == "out_of_time" else ""
+        return _SAMPLES.get(self.sample, "") + since
+
+    @property
+    def samples(self) -> list[Run]:
+        """This run on each of its samples, the main one first; their figures take the place of the run's own."""
+        found = {self.sample: self.rows, **self.others} if self.rows else {}
+        told = self.facts.get("samples", {})
+        return [
+            replace(self, facts=self.facts | {"joint": {}, "alone": {}} | told[name] if name in told else self.facts,
+                    rows=rows, sample=name, others={})
+            for name, rows in found.items()
+        ]  # fmt: skip
 
     @property
     def peer(self) -> str:
@@ -74,10 +100,11 @@ def load(folder: Path, contract: Contract, party: str) -> Run:
         raise WrongModel(f"the run in {folder} is not of party {party!r}")
     if facts.get("contract_hash") != contract.hash().hex():
         raise WrongModel(f"the run in {folder} was under another contract than {contract.name!r}")
-    for name, of in _SCORED:
-        if (folder / name).exists():
-            return Run(facts, contract, _numbers(folder / name), of)
-    return Run(facts, contract, {})
+    found = {name: _numbers(folder / f"{name}.csv") for name in _SAMPLES if (folder / f"{name}.csv").exists()}
+    if not found:
+        return Run(facts, contract, {})
+    main = next(iter(found))
+    return Run(facts, contract, found.pop(main), main, found)
 
 
 def _numbers(path: Path) -> dict[str, F64]:
@@ -92,8 +119,8 @@ def page(run: Run) -> str:
     """The report as an HTML document."""
     style = resources.files("fedlearn.report").joinpath("style.css").read_text(encoding="utf-8")
     title = f"{run.contract.name}: model report of {run.facts['party']}"
-    parts = (_head, _cards, _contract, _data, _discrimination, _number, _classes, _folds, _coefficients, _points,
-             _importance, _stability, _ledger, _timings)  # fmt: skip
+    parts = (_head, _cards, _contract, _data, _samples, _judged, _folds, _coefficients, _points, _importance,
+             _stability, _others, _ledger, _timings)  # fmt: skip
     head = tag(
         "head", Markup('<meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">'),
         tag("title", title), tag("style", Markup(style)),
@@ -192,6 +219,33 @@ def _data(run: Run) -> Markup:
 
 
 # --- scores against outcomes -------------------------------------------------------------------------
+
+
+def _samples(run: Run) -> Markup | None:
+    """Every sample side by side: does the model hold on rows that it has not seen, and later?"""
+    if len(run.samples) < 2:
+        return None
+    names = list(run.facts["joint"])
+    lines: list[list[object]] = []
+    for sample in run.samples:
+        for suffix, model in run.models.items():
+            figures = sample.facts[suffix]
+            rate = float(sample.rows["label"].mean()) if run.contract.target != "classes" else ""
+            lines.append([sample.of, model, len(sample.rows["label"]), rate, *(figures.get(n, "") for n in names)])
+    rate_name = {"binary": "Base rate", "classes": ""}.get(run.contract.target, "Mean outcome")
+    head = ["Rows judged", "Model", "Rows", rate_name, *(NAMES.get(n, n) for n in names)]
+    note = "Training rows flatter every model: only rows that it has not seen say how it will do."
+    return join(tag("h2", "Samples"), table(head, lines), tag("p", note, class_="note"))
+
+
+def _judged(run: Run) -> Markup:
+    """All that scores against outcomes show, of one sample."""
+    return join(_discrimination(run), _number(run), _classes(run))
+
+
+def _others(run: Run) -> Markup:
+    """The same of the other samples, out of time first."""
+    return join(*(_judged(sample) for sample in run.samples[1:]))
 
 
 def _binary(run: Run) -> bool:
@@ -458,14 +512,28 @@ def _importance(run: Run) -> Markup | None:
 
 
 def _stability(run: Run) -> Markup | None:
-    """Drift of a scored table against the training rows."""
+    """Drift of a scored table, or of the later period, against the training rows."""
     found = dict(run.facts.get("stability_index", {}))
     if "score_stability_index" in run.facts:
         found["(score)"] = run.facts["score_stability_index"]
+    found |= _later_stability(run)
     if not found:
         return None
     rows: list[list[object]] = [[name, value] for name, value in found.items()]
     return join(tag("h2", "Stability against the training rows"), table(["Column", "PSI"], rows))
+
+
+def _later_stability(run: Run) -> dict[str, float]:
+    """Stability index of the joint prediction between training and out-of-time rows, over deciles of the former."""
+    rows = {sample.sample: sample.rows for sample in run.samples}
+    column = next((c for c in ("log_odds_joint", "prediction_joint") if c in run.rows), None)
+    if column is None or not {"fitted", "out_of_time"} <= set(rows):
+        return {}
+    cuts = np.quantile(rows["fitted"][column], np.arange(1, 10) / 10)
+    counts = [
+        np.bincount(np.searchsorted(cuts, rows[name][column]), minlength=10) for name in ("fitted", "out_of_time")
+    ]
+    return {"(score, out of time)": stability(counts[0], counts[1])}
 
 
 # --- the conversation --------------------------------------------------------------------------------

@@ -11,6 +11,8 @@ _FILES = {
     "share.json": "this side's half of the model; scoring needs both",
     "share.arrow": "the numbers of that half",
     "held_out.csv": "scores of held-out customers, joint and alone, with outcomes: personal data",
+    "out_of_time.csv": "scores of customers of the later period, joint and alone, with outcomes: personal data",
+    "validation.csv": "scores of the customers that early stopping followed, with outcomes: personal data",
     "fitted.csv": "scores of the training customers, joint and alone, with outcomes: personal data",
     "scores.csv": "scores of the customers asked for: personal data",
     "scorecard.json": "this side's points, for other programs",
@@ -48,11 +50,8 @@ def _happened(run: Run) -> list[str]:
         said.append("They grew trees from encrypted gradients; each side keeps the half with its own features.")
     if "joint" in facts:
         name, joint = next(iter(facts["joint"].items()))
-        kind = "training" if "coefficients" in facts else "held-out"
         alone = facts["alone"][name]
-        said.append(
-            f"On {kind} rows the {NAMES.get(name, name)} is {alone:.4f} for {me} alone and {joint:.4f} jointly."
-        )
+        said.append(f"On {run.of} the {NAMES.get(name, name)} is {alone:.4f} for {me} alone and {joint:.4f} jointly.")
     if "rows_scored" in facts:
         said.append(f"{facts['rows_scored']:,} rows were scored.")
     seconds = sum(p["seconds"] for p in facts["phases"].values())
