@@ -175,7 +175,7 @@ def test_training_leaves_a_report_on_either_side(trees: Pair) -> None:
     assert [t for t in bank.titles if t.startswith("Discrimination")]
     assert "Own features in the model" in platform.titles
     assert not [t for t in platform.titles if t.startswith("Discrimination") or "folds" in t]
-    assert (bank.svg, platform.svg) == (7, 1)
+    assert (bank.svg, platform.svg) == (13, 1)  # six curves of each sample: held-out and training rows
 
 
 def test_everything_is_escaped(trees: Pair) -> None:
@@ -220,7 +220,7 @@ def test_amounts_and_classes(trees: Pair) -> None:
     _, joint, alone = scored()
     figures = {"rmse": 1.0, "mae": 2.0, "r2": 0.5}
     rows = {"label": np.abs(joint), "prediction_joint": np.abs(joint) + 0.1, "prediction_alone": np.abs(alone)}
-    amounts = replace(run, rows=rows, facts=run.facts | {"joint": figures, "alone": figures})
+    amounts = replace(run, rows=rows, others={}, facts=run.facts | {"joint": figures, "alone": figures})
     outline = Outline(page.page(amounts))
     assert [t for t in outline.titles if t.startswith("Predicted amounts")]
     assert outline.svg == 3
@@ -236,7 +236,7 @@ def test_amounts_and_classes(trees: Pair) -> None:
         margin = draws.normal(size=(3, 500)) + skill * (which == np.arange(3)[:, None])
         share = np.exp(margin) / np.exp(margin).sum(axis=0)
         rows |= {f"probability_{n}_{suffix}": share[k] for k, n in enumerate(names)}
-    text = page.page(replace(run, rows=rows, contract=many, facts=run.facts | {"joint": {}, "alone": {}}))
+    text = page.page(replace(run, rows=rows, others={}, contract=many, facts=run.facts | {"joint": {}, "alone": {}}))
     assert "Confusion of the joint model" in text
     said = np.stack([rows[f"probability_{n}_joint"] for n in names]).argmax(axis=0)
     for line, name in zip(metrics.confusion_matrix(which, said), names, strict=True):
