@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
+import json
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -87,6 +90,38 @@ def test_a_split_in_two_is_where_a_decision_tree_splits() -> None:
     found = merge(np.bincount(code, label).astype(int), np.bincount(code), 20, True, glm)
     tree = DecisionTreeClassifier(max_depth=1, criterion="entropy").fit(code[:, None], label)
     assert np.flatnonzero(np.diff(found.group))[0] + 0.5 == tree.tree_.threshold[0] == 12.5
+
+
+@pytest.mark.parametrize("number", range(24))
+def test_monotone_bins_are_the_optimum_that_optbinning_finds(number: int) -> None:
+    """optbinning solves the same problem by constraint programming, in integers (tests/make_optbinning_vectors.py)."""
+    path = Path(__file__).parent / "vectors" / "optbinning.json"
+    case = json.loads(path.read_text(encoding="utf-8"))["cases"][number]
+    events, rows = np.array(case["events"]), np.array(case["rows"])
+    glm = Glm(woe=True, max_groups=case["max_groups"], least_share=case["least_share"], least_events=1)
+    found = merge(events, rows, len(rows), True, glm)
+    due = max((case["ascending"], case["descending"]), key=lambda one: one["iv"])
+    assert found.iv == pytest.approx(due["iv"], rel=1e-6) or found.iv > due["iv"]
+    if number != 23:  # there, optbinning's own first step has merged what the optimum keeps apart
+        assert (np.flatnonzero(np.diff(found.group)) + 0.5).tolist() == due["splits"]
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.data(), st.integers(1, 5), st.sampled_from([0.0, 0.15]), st.integers(0, 2))
+def test_monotone_bins_are_the_best_of_all_groupings(data: Any, most: int, share: float, least: int) -> None:
+    events, rows = counts(data)
+    glm = Glm(woe=True, max_groups=max(most, 2), least_share=share, least_events=least)
+    best = None
+    for cuts in itertools.product((0, 1), repeat=len(rows) - 1):
+        one = evidence(events, rows, np.cumsum([0, *cuts]))
+        rest = one.rows - one.events
+        rates = one.events / np.maximum(one.rows, 1)
+        fits = one.rows.min() >= max(1, share * rows.sum()) and min(one.events.min(), rest.min()) >= least
+        if fits and len(rates) <= glm.max_groups and ((np.diff(rates) >= 0).all() or (np.diff(rates) <= 0).all()):
+            best = one.iv if best is None else max(best, one.iv)
+    assert merge(events, rows, len(rows), True, glm).iv == pytest.approx(
+        evidence(events, rows, np.zeros(len(rows), np.int64)).iv if best is None else best, abs=1e-9
+    )
 
 
 # --- the design --------------------------------------------------------------------------------------
