@@ -15,7 +15,16 @@ from datetime import UTC, date, datetime
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    PrivateAttr,
+    SecretStr,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from fedlearn.errors import BadConfig, ContractExpired, FileMissing, UnknownKey
 
@@ -241,6 +250,64 @@ class Glm(_Strict):
         return self
 
 
+class Limits(_Strict):
+    """Which columns of either side the job ``statistics`` leaves out of the plan that both sides keep.
+
+    In this order: by information value, missing rate, stability and importance each column by itself; then the lesser
+    of two that correlate, across the sides too; then by variance inflation, the largest first.
+    """
+
+    iv: float = Field(0.0, ge=0, description="least information value; 0: any")
+    missing: float = Field(1.0, ge=0, le=1, description="largest share of missing values")
+    stability: float = Field(0.0, ge=0, description="largest stability index between the two periods; 0: any")
+    importance: float = Field(0.0, ge=0, lt=1, description="least share of the boosted trees' gain; 0: any")
+    correlation: float = Field(1.0, gt=0, le=1, description="largest correlation of two columns; 1: any")
+    vif: float = Field(0.0, ge=0, description="largest variance inflation among both sides' columns; 0: any")
+
+
+class Statistics(_Strict):
+    """Joint statistics of the aligned rows, each only where it is switched on; without this table, none."""
+
+    iv: bool = Field(False, description="counts and events of the passive bins to the active side; WOE and IV back")
+    missing: bool = Field(False, description="missing rates of the passive columns over the active side's rows")
+    correlation: bool = Field(False, description="the active side learns Pearson correlations across the sides")
+    vif: bool = Field(
+        False, description="variance inflation across the sides; all passive covariances to the active side"
+    )
+    period: str | None = Field(None, description="the active side's column that tells two periods apart, for stability")
+    second_from: str = Field(
+        "", description="first value of the second period: a number, or a text that sorts as a date"
+    )
+    coding: Literal["values", "woe"] = Field("values", description="columns of correlations: numbers, or WOE of all")
+    trees: int = Field(0, ge=0, le=1000, description="boosted trees whose gain ranks the columns; 0: none")
+    depth: int = Field(3, ge=1, le=12, description="of these trees")
+    select: Limits = Limits()
+
+    @property
+    def counts(self) -> bool:
+        """Whether the active side counts rows in the passive side's bins."""
+        return self.iv or self.missing or self.period is not None
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Statistics:
+        if not (self.counts or self.correlation or self.vif or self.trees):
+            raise ValueError("nothing is switched on: iv, missing, correlation, vif, period or trees")
+        if (self.period is not None) != bool(self.second_from):
+            raise ValueError("period and second_from go together")
+        if self.coding == "woe" and not self.iv:
+            raise ValueError("coding woe needs iv = true")
+        needs = {
+            "iv": (self.select.iv > 0, self.iv), "missing": (self.select.missing < 1, self.missing),
+            "stability": (self.select.stability > 0, self.period is not None),
+            "importance": (self.select.importance > 0, self.trees > 0),
+            "correlation": (self.select.correlation < 1, self.correlation), "vif": (self.select.vif > 0, self.vif),
+        }  # fmt: skip
+        for name, (limited, known) in needs.items():
+            if limited and not known:
+                raise ValueError(f"select.{name} limits what is not switched on")
+        return self
+
+
 class Scorecard(_Strict):
     """Points of a logistic model on WOE columns: base_score at base_odds (good to bad); pdo points double the odds."""
 
@@ -312,11 +379,19 @@ class Contract(_Strict):
     boost: Boost = Boost()
     glm: Glm | None = None
     scorecard: Scorecard | None = None
+    statistics: Statistics | None = None
     encryption: Encryption = Encryption()
     budget: Budget = Budget()
     privacy: Privacy | None = None
     disclosure: Disclosure = Disclosure()
     serving: Serving | None = None
+    _agreed: bytes = PrivateAttr(b"")
+
+    def narrowed(self, active: Side, passive: Side) -> Contract:
+        """This contract on fewer columns, by a plan that both sides keep. Its hash stays that of what was signed."""
+        fewer = self.model_copy(update={"active": active, "passive": passive})
+        fewer._agreed = self.hash()
+        return fewer
 
     @property
     def target(self) -> Literal["binary", "classes", "number", "count"]:
@@ -345,6 +420,8 @@ class Contract(_Strict):
             raise ValueError("[scorecard] needs [glm] with woe = true")
         if self.privacy and self.glm is not None and self.glm.disclosure == "none":
             raise ValueError("[privacy] does not go with [glm] disclosure none, which adds no noise to its sums")
+        if self.statistics is not None:
+            self._check_statistics(self.statistics)
         if self.label.offset is not None and (self.glm is None or self.label.offset in self.active.features):
             raise ValueError("[label] offset needs [glm], and cannot also be a feature")
         softmax = self.boost.objective == "softmax"
@@ -367,12 +444,24 @@ class Contract(_Strict):
             raise ValueError("the label column cannot also be a feature")
         return self
 
+    def _check_statistics(self, wanted: Statistics) -> None:
+        if wanted.iv and self.target not in ("binary", "classes"):
+            raise ValueError("[statistics] iv needs a label of two values or of classes")
+        if wanted.coding == "woe" and self.target != "binary":
+            raise ValueError("[statistics] coding woe needs a label of two values")
+        if wanted.period in (*self.active.features, self.label.column, self.label.weight, self.label.offset) and (
+            wanted.period is not None
+        ):
+            raise ValueError("[statistics] period cannot also be a feature, the label, its weight or its offset")
+        if self.privacy is not None:
+            raise ValueError("[privacy] does not go with [statistics], which adds no noise to its sums")
+
     def hash(self) -> bytes:
         """SHA-256 over the canonical JSON of all fields but ``serving``, defaults included.
 
         Models carry it, so that serving can be agreed for a model that is there; see :meth:`serving_hash`.
         """
-        return self._hash({"serving"})
+        return self._agreed or self._hash({"serving"})
 
     def serving_hash(self) -> bytes:
         """SHA-256 over all fields, ``serving`` included: both sides compare it at every online request."""

@@ -241,7 +241,7 @@ class Screening:
         self.bins = woe.Bins(self.codes, self.sizes, self.regular, self.ordered, tuple(features))
 
     def meet(self, active: Any = None, passive: Any = None) -> Any:
-        label = woe.Label(self.label, self.position, self.codes.shape[1])
+        label = woe.Counted.of(self.label, self.position, self.codes.shape[1])
 
         def play(role: str, spoil: Any, serve: Any) -> Any:
             def run(channel: Any) -> Any:
@@ -266,7 +266,7 @@ def test_the_passive_side_gets_what_pooled_rows_give() -> None:
     glm = SCREENING.contract.glm
     assert glm is not None
     ivs = []
-    for f, (group, values, iv) in enumerate(found):
+    for f, ((group, values, iv),) in enumerate(found):
         code = SCREENING.codes[f, SCREENING.position]
         size = int(SCREENING.sizes[f])
         events = np.bincount(code, SCREENING.label, size).astype(int)
