@@ -226,6 +226,7 @@ class Glm(_Strict):
     max_groups: int = Field(8, ge=2, le=255, description="bins per feature after merging (tree, monotone)")
     least_share: float = Field(0.02, ge=0, le=0.5, description="least share of rows in a merged bin")
     least_events: int = Field(1, ge=0, description="least number of rows of either label value in a merged bin")
+    least_rate: float = Field(0.0, ge=0, lt=0.5, description="least share of either label value in a merged bin")
     least_iv: float = Field(0.0, ge=0, description="features of a smaller information value are left out, with woe")
     special: dict[str, tuple[float, ...]] = Field({}, description="values that are codes, by column: bins of their own")
     statistics: bool = Field(False, description="the active side learns correlations and VIF across the sides")
@@ -281,6 +282,7 @@ class Statistics(_Strict):
     coding: Literal["values", "woe"] = Field("values", description="columns of correlations: numbers, or WOE of all")
     trees: int = Field(0, ge=0, le=1000, description="boosted trees whose gain ranks the columns; 0: none")
     depth: int = Field(3, ge=1, le=12, description="of these trees")
+    stepwise: bool = Field(False, description="then eliminate by [glm.select] p_value, in joint fits of what is left")
     select: Limits = Limits()
 
     @property
@@ -290,8 +292,8 @@ class Statistics(_Strict):
 
     @model_validator(mode="after")
     def _consistent(self) -> Statistics:
-        if not (self.counts or self.correlation or self.vif or self.trees):
-            raise ValueError("nothing is switched on: iv, missing, correlation, vif, period or trees")
+        if not (self.counts or self.correlation or self.vif or self.trees or self.stepwise):
+            raise ValueError("nothing is switched on: iv, missing, correlation, vif, period, trees or stepwise")
         if (self.period is not None) != bool(self.second_from):
             raise ValueError("period and second_from go together")
         if self.coding == "woe" and not self.iv:
@@ -449,6 +451,9 @@ class Contract(_Strict):
             raise ValueError("[statistics] iv needs a label of two values or of classes")
         if wanted.coding == "woe" and self.target != "binary":
             raise ValueError("[statistics] coding woe needs a label of two values")
+        stepwise_fits = self.glm is not None and self.glm.select.p_value > 0 and self.label.offset is None
+        if wanted.stepwise and not stepwise_fits:
+            raise ValueError("[statistics] stepwise needs [glm.select] p_value, and a label without offset")
         if wanted.period in (*self.active.features, self.label.column, self.label.weight, self.label.offset) and (
             wanted.period is not None
         ):

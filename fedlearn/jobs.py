@@ -337,12 +337,14 @@ def simulate_both(
 
 def _check(channel: Channel, own: Own) -> Summary:
     """Greet, compare sizes, part; nothing is written and no row is touched."""
+    from fedlearn.jobs_statistics import would_tell
+
     listed = align.length(own.table.rows, own.contract, own.role)  # as in alignment: padded where the contract pads
     rows, features = handshake.exchange_readiness(channel, listed, len(own.table.columns))
     handshake.part(channel)
     plan = own.plan
     if own.contract.glm is not None:
-        facts = jobs_glm.check_budget(own.contract, own.table)
+        facts = jobs_glm.check_budget(own.contract, own.table) | would_tell(own.contract)
         summary = _summary(channel, own, "check") | {"folder": "nothing was written"} | facts
         return summary | {"peer_rows": rows, "peer_features": features, "would_write_to": str(own.folder.parent)}
     vectors = boost.most_vectors(own.contract)
@@ -362,6 +364,7 @@ def _check(channel: Channel, own: Own) -> Summary:
         "hint_megabytes": plan.hint_bytes / 1e6 if plan else None,
         "kl_nats_at_most": plan.kl_total if plan else 0.0,
         "privacy": _privacy_told(own.contract),
+        **would_tell(own.contract),
     }
 
 

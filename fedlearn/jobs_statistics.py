@@ -6,6 +6,7 @@ Own and opaque features go through the same functions, as counts by bin: the act
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 from pyarrow import csv
 
-from fedlearn import jobs
+from fedlearn import jobs, jobs_glm
 from fedlearn.channel import Channel
 from fedlearn.contract import Boost, Contract, Data, Glm, Kind, Statistics
 from fedlearn.crypto.draws import Draws
@@ -26,6 +27,7 @@ from fedlearn.jobs_glm import bins_of, evidence_told
 from fedlearn.learner.select import by_correlation
 from fedlearn.learner.woe import Groups, merge, stability
 from fedlearn.models import plan as plans
+from fedlearn.models.linear import LinearShare
 from fedlearn.protocols import boost, statistics, woe
 
 F64 = NDArray[np.float64]
@@ -72,6 +74,14 @@ def _number(text: str) -> float | None:
         return None
 
 
+def would_tell(contract: Contract) -> Summary:
+    """For ``check``: what the job would tell; nothing where the contract has no [statistics]."""
+    if contract.statistics is None:
+        return {}
+    wanted = contract.statistics.model_dump(exclude={"select", "coding", "depth", "second_from"})
+    return {"statistics_would_tell": ", ".join(name for name, value in wanted.items() if value)}
+
+
 def merging(contract: Contract) -> Glm:
     """How bins are made and merged: as [glm] says, or by its defaults."""
     return contract.glm or Glm()
@@ -84,6 +94,8 @@ def check_budget(contract: Contract, table: PartyTable) -> None:
         statistics.layouts(contract, len(contract.active.features), len(contract.passive.features), table.rows)
     if wanted.trees:
         boost.terms(_trees(contract))
+    if wanted.stepwise:
+        jobs_glm.check_budget(_for_steps(contract), table)
 
 
 def _trees(contract: Contract) -> Contract:
@@ -204,7 +216,7 @@ def run_active(
     trees: dict[str, Any] = {}
     important = None
     if wanted.trees:
-        gains, important, trees = _ranked_by_trees(channel, contract, table, position, universe)
+        gains, important, trees = _ranked_by_trees(channel, contract, table, period, position, universe)
     lines = [
         {"column": name, "side": contract.active.name if f < len(fitted) else contract.passive.name,
          **_line(own if f < len(fitted) else theirs, f if f < len(fitted) else f - len(fitted), contract)}
@@ -228,25 +240,51 @@ def run_active(
     for k, stays in enumerate(kept.tolist()):
         if not stays and not reasons[len(fitted) + k]:
             reasons[len(fitted) + k] = "importance"
+    plan = _plan_of(channel, contract, features, reasons)
+    if wanted.stepwise:
+        narrow = _for_steps(plan.narrowed(contract, "active"))
+        share, _ = jobs_glm.train_active(channel, narrow, table, None, position, universe)
+        left = _left(share, names[: len(fitted)]) + statistics.after_steps(channel, kept).tolist()
+        reasons = [reason or ("" if stays else "stepwise") for reason, stays in zip(reasons, left, strict=True)]
+        plan = _plan_of(channel, contract, features, reasons)
     _finish(lines, reasons)
-    kinds = (*contract.active.features.values(), *features.kinds)
-    monotone = (*(contract.active.monotone.get(n, 0) for n in contract.active.features), *features.monotone)
-    every = [plans.Line(*one) for one in zip(names, kinds, reasons, monotone, strict=True)]
-    plan = plans.Plan(statistics.plan_id(channel, contract), tuple(every[: len(fitted)]), tuple(every[len(fitted) :]))
     plans.save(plan, folder, contract, contract.active.name)
     if wanted.iv:
         _save_weights(folder, contract, [_evidence(fitted, list(g)) for g in zip(*own.groups, strict=True)])
     return {
         "plan_id": plan.plan_id.hex(),
         "columns_kept": sum(line.kept for line in plan.own),
-        "peer_columns_kept": int(kept.sum()),
+        "peer_columns_kept": sum(line.kept for line in plan.peer),
         **({} if period is None else {"rows_by_period": [int((period == p).sum()) for p in (_FIRST, _SECOND)]}),
         **({} if moments is None else {"correlation": {
             "columns": [names[k] for k in places], "values": moments.correlation.round(6).tolist()}}),
-        **({"importance": trees} if trees else {}),
+        **trees,
         "features": _by_value(lines),
         "warnings": said,
     }  # fmt: skip
+
+
+def _plan_of(channel: Channel, contract: Contract, features: statistics.Features, reasons: list[str]) -> plans.Plan:
+    """The active side's half; ``reasons`` of its own features, then of the opaque ones."""
+    side = contract.active
+    own = (
+        plans.Line(name, kind, reason, side.monotone.get(name, 0))
+        for (name, kind), reason in zip(side.features.items(), reasons, strict=False)
+    )
+    told = zip(features.names, features.kinds, reasons[len(side.features) :], features.monotone, strict=True)
+    return plans.Plan(statistics.plan_id(channel, contract), tuple(own), tuple(plans.Line(*one) for one in told))
+
+
+def _for_steps(narrow: Contract) -> Contract:
+    """The contract of the fits that eliminate, within their part of the leakage budget."""
+    share = narrow.budget.kl_nats * statistics.STEPWISE_SHARE
+    return narrow.model_copy(update={"budget": narrow.budget.model_copy(update={"kl_nats": share}), "scorecard": None})
+
+
+def _left(share: LinearShare, names: Iterable[str]) -> list[bool]:
+    """Whether a fit kept a column of each feature."""
+    kept = {column.feature for column in share.design.columns}
+    return [name in kept for name in names]
 
 
 def _moments(
@@ -301,9 +339,10 @@ def _columns(
 
 
 def _ranked_by_trees(
-    channel: Channel, contract: Contract, table: PartyTable, position: I64, universe: int
-) -> tuple[dict[str, float], NDArray[np.bool_] | None, dict[str, Any]]:
-    """Share of the trees' gain by name; whether each passive split is on a column that matters; gains as they stand.
+    channel: Channel, contract: Contract, table: PartyTable, period: NDArray[np.int8] | None, position: I64,
+    universe: int,
+) -> tuple[dict[str, float], NDArray[np.bool_] | None, Summary]:  # fmt: skip
+    """Share of the trees' gain by name; whether each passive split is on a column that matters; and facts for the run.
 
     The trees know passive columns under numbers of their own, so that their names here are not those of the rest.
     """
@@ -316,12 +355,18 @@ def _ranked_by_trees(
     found = forest.importance(own, opaque)
     total = sum(entry["gain"] for entry in found.values()) or 1.0
     shares = {name: entry["gain"] / total for name, entry in found.items()}
+    facts: Summary = {"importance": found}
+    if period is not None:
+        margins = trained.fit.margins[0]
+        cuts = np.quantile(margins[period == _FIRST], np.arange(1, 10) / 10)
+        counts = (np.bincount(np.searchsorted(cuts, margins[period == p]), minlength=10) for p in (_FIRST, _SECOND))
+        facts["score_stability_index"] = stability(*counts)
     if not limit:
-        return shares, None, found
+        return shares, None, facts
     important = np.zeros(len(forest.passive_splits), np.bool_)
     for at in np.flatnonzero((forest.left >= 0) & (forest.feature < 0)):
         important[-1 - forest.feature[at]] = shares[opaque[forest.opaque[at]]] >= limit
-    return shares, important, found
+    return shares, important, facts
 
 
 def _line(figures: _Figures, f: int, contract: Contract) -> Summary:
@@ -426,12 +471,14 @@ def run_passive(channel: Channel, contract: Contract, table: PartyTable, folder:
     result, by_rank, plan_id = statistics.close_passive(channel, contract, len(at), splits, order)
     reasons = [by_rank[k] for k in rank]
     lines = _told_lines(contract, told, result, rank, at)
+    plan = _own_plan(contract, plan_id, reasons)
+    if wanted.stepwise:
+        share, _ = jobs_glm.train_passive(channel, _for_steps(plan.narrowed(contract, "passive")), table)
+        left = _left(share, side.features)
+        reasons = [reason or ("" if stays else "stepwise") for reason, stays in zip(reasons, left, strict=True)]
+        statistics.tell_kept(channel, [reasons[f] for f in order])
+        plan = _own_plan(contract, plan_id, reasons)
     _finish(lines, reasons)
-    every = (
-        plans.Line(name, kind, reason, side.monotone.get(name, 0))
-        for (name, kind), reason in zip(side.features.items(), reasons, strict=True)
-    )
-    plan = plans.Plan(plan_id, tuple(every))
     plans.save(plan, folder, contract, side.name)
     if wanted.iv:
         _save_weights(folder, contract, list(zip(*told, strict=True)))
@@ -441,6 +488,16 @@ def run_passive(channel: Channel, contract: Contract, table: PartyTable, folder:
         "features": _by_value(lines),
         "warnings": said,
     }
+
+
+def _own_plan(contract: Contract, plan_id: bytes, reasons: list[str]) -> plans.Plan:
+    """The passive side's half."""
+    side = contract.passive
+    every = (
+        plans.Line(name, kind, reason, side.monotone.get(name, 0))
+        for (name, kind), reason in zip(side.features.items(), reasons, strict=True)
+    )
+    return plans.Plan(plan_id, tuple(every))
 
 
 def _serve_counts(channel: Channel, contract: Contract, table: PartyTable, order: I64) -> list[list[Evidence]]:

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import statsmodels.api as sm
 from pydantic import ValidationError
 from statsmodels.stats.outliers_influence import variance_inflation_factor
 
@@ -266,6 +267,32 @@ def test_columns_that_trees_hardly_use_go(tmp_path: Path) -> None:
     assert active["ledger"] == passive["ledger"]
 
 
+def test_stepwise_elimination_is_part_of_the_plan(tmp_path: Path) -> None:
+    """Against backward elimination by statsmodels on the pooled columns that the limits left."""
+    agreed = contract(
+        {"missing": True, "stepwise": True, "select": {"missing": 0.05}}, disclosure={"names": True},
+        glm={"select": {"p_value": 0.01}, "max_steps": 20}, budget={"kl_nats": 0.01},
+    )  # fmt: skip
+    active, passive = meet(agreed, tmp_path)
+    lines = by_name(active["features"])
+    assert all(lines[name]["reason"].startswith("missing") for name in ("y", "u"))
+    columns = {name: TABLES.pooled[name] for name in ("a", "b", "x", "z")}
+    columns["t"] = (TABLES.pooled["t"] == "p").astype(float)
+    while True:
+        fit = sm.GLM(
+            TABLES.label, sm.add_constant(np.array([*columns.values()]).T), family=sm.families.Binomial()
+        ).fit()
+        worst = int(fit.pvalues[1:].argmax())
+        if fit.pvalues[1 + worst] <= 0.01:
+            break
+        del columns[list(columns)[worst]]
+    kept = {name for name, line in lines.items() if line["kept"]}
+    assert kept == set(columns)
+    assert {line["reason"] for name, line in lines.items() if name not in kept | {"y", "u"}} == {"stepwise"}
+    assert {line["column"] for line in passive["features"] if line["kept"]} == kept & set(PASSIVE)
+    assert active["ledger"] == passive["ledger"]
+
+
 def test_joint_limits_are_those_of_a_brute_force(tmp_path: Path) -> None:
     """Of columns in three correlated pairs, the greedy choice keeps the most worthy of each pair."""
     rng = np.random.default_rng(2)
@@ -294,6 +321,7 @@ def test_joint_limits_are_those_of_a_brute_force(tmp_path: Path) -> None:
         ({"iv": True, "select": {"importance": 0.1}}, {}, "select.importance"),
         ({"iv": True}, {"glm": {"family": "linear"}}, "two values"),
         ({**ALL, "period": "a"}, {}, "cannot also be a feature"),
+        ({"stepwise": True}, {"glm": {}}, "needs .glm.select. p_value"),
         ({"iv": True}, {"privacy": {"epsilon": 1, "delta": 1e-6}}, "adds no noise"),
     ],
 )
@@ -365,6 +393,7 @@ def test_a_plan_from_two_processes_is_what_both_train_on(tmp_path: Path, keyring
     said = {p: e.result for p, e in pair.run("statistics").items()}
     assert said["bank"]["ledger"] == said["platform"]["ledger"]
     assert sum(said["bank"]["rows_by_period"]) < said["bank"]["rows_shared"]
+    assert 0 < said["bank"]["score_stability_index"] < 0.5
     assert any("period is missing" in warning for warning in said["bank"]["warnings"])
     files = {path.name for path in (pair.output("platform") / "statistics").iterdir()}
     assert files == {"run.json", "plan.json", "weights.json"}

@@ -39,7 +39,7 @@ def counts(data: Any) -> tuple[np.ndarray, np.ndarray]:
 def test_merging_keeps_counts_and_rules(data: Any, binning: str, ordered: bool) -> None:
     events, rows = counts(data)
     regular = data.draw(st.integers(1, len(rows)))
-    glm = Glm(woe=True, binning=binning, max_groups=4, least_share=0.1, least_events=1)  # type: ignore[arg-type]
+    glm = Glm(woe=True, binning=binning, max_groups=4, least_share=0.1, least_events=1, least_rate=0.05)  # type: ignore[arg-type]
     found = merge(events, rows, regular, ordered, glm)
     assert found.rows.sum() == rows.sum()
     assert found.events.sum() == events.sum()
@@ -52,6 +52,8 @@ def test_merging_keeps_counts_and_rules(data: Any, binning: str, ordered: bool) 
         assert merged <= 4
     if merged > 1 and binning != "tree":
         assert (found.rows[:merged] >= 0.1 * rows.sum()).all()
+        rates = found.events[:merged] / found.rows[:merged]
+        assert (np.minimum(rates, 1 - rates) >= 0.05).all()
         assert not set(found.one_sided) & set(range(merged))
     if binning == "monotone":
         rates = found.events[:merged] / np.maximum(found.rows[:merged], 1)
@@ -107,16 +109,20 @@ def test_monotone_bins_are_the_optimum_that_optbinning_finds(number: int) -> Non
 
 
 @settings(max_examples=60, deadline=None)
-@given(st.data(), st.integers(1, 5), st.sampled_from([0.0, 0.15]), st.integers(0, 2))
-def test_monotone_bins_are_the_best_of_all_groupings(data: Any, most: int, share: float, least: int) -> None:
+@given(st.data(), st.integers(2, 5), st.sampled_from([0.0, 0.15]), st.integers(0, 2), st.sampled_from([0.0, 0.2]))
+def test_monotone_bins_are_the_best_of_all_groupings(
+    data: Any, most: int, share: float, least: int, rate: float
+) -> None:
     events, rows = counts(data)
-    glm = Glm(woe=True, max_groups=max(most, 2), least_share=share, least_events=least)
+    glm = Glm(woe=True, max_groups=most, least_share=share, least_events=least, least_rate=rate)
     best = None
     for cuts in itertools.product((0, 1), repeat=len(rows) - 1):
         one = evidence(events, rows, np.cumsum([0, *cuts]))
         rest = one.rows - one.events
         rates = one.events / np.maximum(one.rows, 1)
-        fits = one.rows.min() >= max(1, share * rows.sum()) and min(one.events.min(), rest.min()) >= least
+        fits = one.rows.min() >= max(1, share * rows.sum()) and np.all(
+            np.minimum(one.events, rest) >= np.maximum(least, rate * one.rows)
+        )
         if fits and len(rates) <= glm.max_groups and ((np.diff(rates) >= 0).all() or (np.diff(rates) <= 0).all()):
             best = one.iv if best is None else max(best, one.iv)
     assert merge(events, rows, len(rows), True, glm).iv == pytest.approx(

@@ -19,7 +19,7 @@ I64 = NDArray[np.int64]
 
 @njit(**_FLAGS)
 def best_groups(
-    cells: F64, totals: F64, least: float, least_events: float, most: int, sign: float, out: I64
+    cells: F64, totals: F64, least: float, least_events: float, least_rate: float, most: int, sign: float, out: I64
 ) -> tuple[float, int]:
     """The groups of neighbouring bins of the largest information value.
 
@@ -28,6 +28,7 @@ def best_groups(
         totals: float64 (2,), of the whole feature, positive.
         least: rows of a group at least; a group never is empty.
         least_events: events, and non-events, of a group at least.
+        least_rate: share of events, and of non-events, in a group at least.
         most: groups at most.
         sign: 1 where event rates must not fall from group to group, -1 where they must not rise.
         out: int64 (B,), filled with where the groups after the first begin.
@@ -43,7 +44,8 @@ def best_groups(
     for a in range(bins):
         for b in range(a + 1, bins + 1):
             hits, rest = sums[b, 0] - sums[a, 0], sums[b, 1] - sums[a, 1]
-            if hits + rest >= max(least, 1.0) and min(hits, rest) >= least_events:
+            enough = min(hits, rest) >= max(least_events, least_rate * (hits + rest))
+            if hits + rest >= max(least, 1.0) and enough:
                 half = 0.5 if min(hits, rest) == 0.0 else 0.0
                 good, bad = (rest + half) / totals[1], (hits + half) / totals[0]
                 value[a, b] = (good - bad) * np.log(good / bad)

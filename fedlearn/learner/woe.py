@@ -47,7 +47,7 @@ def merge(events: I64, rows: I64, regular: int, ordered: bool, glm: Glm) -> Grou
         events, rows: int64 (bins,), rows with label 1 and all rows of each bin.
         regular: bins that may be merged; the others are for missing and special values.
         ordered: whether these have an order; else they are ordered by their event rate.
-        glm: ``binning``, ``max_groups``, ``least_share``, ``least_events``.
+        glm: ``binning``, ``max_groups``, ``least_share``, ``least_events``, ``least_rate``.
     """
     rate = (events[:regular] + 0.5) / (rows[:regular] + 1.0)
     order = np.arange(regular) if ordered else np.argsort(rate, kind="stable")
@@ -94,7 +94,8 @@ def _merged(cells: F64, total: int, events: float, glm: Glm) -> I64:
     least = glm.least_share * total
     while len(groups) > 1:
         sums = np.array([cells[a:b].sum(axis=0) for a, b in groups])
-        small = (sums.sum(axis=1) < least) | (sums.min(axis=1) < glm.least_events) | (sums.sum(axis=1) == 0)
+        few = sums.min(axis=1) < np.maximum(glm.least_events, glm.least_rate * sums.sum(axis=1))
+        small = (sums.sum(axis=1) < least) | few | (sums.sum(axis=1) == 0)
         if not small.any():
             break
         at = int(np.argmin(np.where(small, sums.sum(axis=1), np.inf)))
@@ -111,7 +112,14 @@ def _monotone(cells: F64, totals: F64, total: int, glm: Glm) -> I64:
     for sign in (1.0, -1.0):
         begins = np.zeros(len(cells), np.int64)
         value, count = kernel.best_groups(
-            cells, totals, glm.least_share * total, float(glm.least_events), glm.max_groups, sign, begins
+            cells,
+            totals,
+            glm.least_share * total,
+            float(glm.least_events),
+            glm.least_rate,
+            glm.max_groups,
+            sign,
+            begins,
         )
         if value > best + 1e-12:
             best, found = value, begins[: count - 1]
@@ -140,7 +148,9 @@ def _tree(cells: F64, totals: F64, total: int, glm: Glm) -> I64:
             for cut in range(a + 1, b):
                 left, right = before[cut] - before[a], before[b] - before[cut]
                 fits = min(left.sum(), right.sum()) >= max(least, 1)
-                if fits and min(left.min(), right.min()) >= glm.least_events:
+                if fits and all(
+                    part.min() >= max(glm.least_events, glm.least_rate * part.sum()) for part in (left, right)
+                ):
                     gained = _value(cells, [(a, cut), (cut, b)], totals) - whole
                     best, gain = (cut, gained) if gained > gain else (best, gain)
         if best < 0:

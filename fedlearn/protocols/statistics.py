@@ -14,13 +14,16 @@ The *active* side has the label, and drives; each step runs only where the contr
       5. StatisticsResult   by passive feature      ──►
          StatisticsPlan     which stay, and why     ──►
                                                     ◄──   StatisticsKept   which stay when its splits are counted in
+      6. joint fits of what is left                 ◄─►   (woe, glm) with stepwise
+                                                    ◄──   StatisticsKept   which stay after these
          both: StatisticsSaved once written         ◄─►
 
 The active side learns, of opaque features: counts by bin (woe); with ``correlation`` the means and variances of the
 passive columns over its own rows, in units of deviations over all rows, and their covariance with each of its own
 columns; with ``vif`` also the covariances between passive columns; with ``trees`` what training reveals (boost). Of all
-products it learns the sums by digit (products). The passive side learns missing rates, stability indices and variance
-inflation of its own columns, rounded, which of them stay, and why the others go.
+products it learns the sums by digit (products). With ``stepwise`` both learn what a fit tells (regression). The passive
+side learns missing rates, stability indices and variance inflation of its own columns, rounded, which of them stay, and
+why the others go.
 """
 
 from __future__ import annotations
@@ -93,15 +96,15 @@ TABLE = Table(
         Message(
             pb.StatisticsKept,
             "passive",
-            ("StatisticsPlan",),
-            Reveals("which opaque features stay in the end", lambda m: len(m.kept)),
+            ("StatisticsPlan", "StatisticsKept"),
+            Reveals("which opaque features stay", lambda m: len(m.kept)),
         ),
         Message(pb.StatisticsSaved, BOTH, ("StatisticsKept", "StatisticsSaved"), nothing("an acknowledgement")),
     ),
 )
 
 #: How the run's leakage budget is divided; an eighth is that of the counts.
-_COLUMNS_SHARE, _PAIRS_SHARE, TREES_SHARE = 0.25, 0.125, 0.5
+_COLUMNS_SHARE, _PAIRS_SHARE, TREES_SHARE, STEPWISE_SHARE = 0.25, 0.125, 0.25, 0.25
 #: Bits of a standardised value of the passive side, and of a product of two.
 _BITS, _PAIR_BITS = 15, 12
 #: What a feature is left out for; the words are those of the contract's limits.
@@ -350,12 +353,23 @@ def close_active(channel: Channel, result: Result, reasons: Sequence[str], impor
             kept=kept.tolist(), reasons=reasons, important=[] if important is None else important.tolist()
         )
     )
-    told = np.array(channel.receive(pb.StatisticsKept).kept, np.bool_)
-    if len(told) != len(kept) or np.any(told & ~kept) or not told.any():
-        raise channel.misbehaved(Malformed, "keeps features that the plan leaves out, or none")
+    told = after_steps(channel, kept)
     if important is None and np.any(told != kept):
         raise channel.misbehaved(Malformed, "leaves out features that the plan keeps")
     return told
+
+
+def after_steps(channel: Channel, kept: Flags) -> Flags:
+    """Step 6 as the active side, once the fits are done: which of the opaque features that stayed still stay."""
+    told = np.array(channel.receive(pb.StatisticsKept).kept, np.bool_)
+    if len(told) != len(kept) or np.any(told & ~kept) or not told.any():
+        raise channel.misbehaved(Malformed, "keeps features that the plan leaves out, or none")
+    return told
+
+
+def tell_kept(channel: Channel, reasons: Sequence[str]) -> None:
+    """Step 6 as the passive side: ``reasons`` in the order of step 1, "" for what stays."""
+    channel.send(pb.StatisticsKept(kept=[not reason for reason in reasons]))
 
 
 def close_passive(
@@ -395,7 +409,7 @@ def close_passive(
         if len(minor) < sum(plan.kept):
             for k in minor:
                 reasons[k] = "importance"
-    channel.send(pb.StatisticsKept(kept=[not reason for reason in reasons]))
+    tell_kept(channel, reasons)
     return result, reasons, plan_id(channel, contract)
 
 
