@@ -139,8 +139,8 @@ def train_active(
             )
         names = names or tuple(f"{contract.passive.name}#{f}" for f in range(len(theirs)))
         facts["iv"] = _ranked({e.codes.bins.name: e.iv for e in evidence} | _ivs(names, theirs))
-        said += _one_sided([(e.codes.bins.name, g) for e, g in zip(evidence, own, strict=True)])
-        said += _one_sided(list(zip(names, theirs, strict=True)))
+        said += one_sided([(e.codes.bins.name, g) for e, g in zip(evidence, own, strict=True)])
+        said += one_sided(list(zip(names, theirs, strict=True)))
     design, more = fit_design(table, contract.active.features, evidence, glm.bins, glm.least_iv)
     design, plan = _selected(design, table, glm)
     columns = design.standardised(table)
@@ -384,7 +384,8 @@ def _ranked(values: dict[str, float]) -> dict[str, float]:
     return dict(sorted(values.items(), key=lambda item: -item[1]))
 
 
-def _one_sided(features: list[tuple[str, Groups]]) -> list[str]:
+def one_sided(features: list[tuple[str, Groups]]) -> list[str]:
+    """Warnings about bins without events, or with events only."""
     return [
         f"{len(group.one_sided)} bin(s) of {name!r} have no event, or events only: their WOE counts half a row more"
         for name, group in features

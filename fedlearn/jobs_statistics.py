@@ -23,7 +23,7 @@ from fedlearn.crypto.draws import Draws
 from fedlearn.data import PartyTable, fit_binning, load_table
 from fedlearn.data.design import Codes, Column, Design, Evidence, fit_codes, fit_design
 from fedlearn.errors import ConstantColumns, FileMissing, NoOverlap, WrongModel
-from fedlearn.jobs_glm import bins_of, evidence_told
+from fedlearn.jobs_glm import bins_of, evidence_told, one_sided
 from fedlearn.learner.select import by_correlation
 from fedlearn.learner.woe import Groups, merge, stability
 from fedlearn.models import plan as plans
@@ -248,6 +248,7 @@ def run_active(
         reasons = [reason or ("" if stays else "stepwise") for reason, stays in zip(reasons, left, strict=True)]
         plan = _plan_of(channel, contract, features, reasons)
     _finish(lines, reasons)
+    said += one_sided([(name, g) for name, gs in zip(names, own.groups + theirs.groups, strict=True) for g in gs])
     plans.save(plan, folder, contract, contract.active.name)
     if wanted.iv:
         _save_weights(folder, contract, [_evidence(fitted, list(g)) for g in zip(*own.groups, strict=True)])
@@ -306,6 +307,8 @@ def _check_rows(table: PartyTable, period: NDArray[np.int8] | None, wanted: Stat
     """Raises NoOverlap where there is nothing to count."""
     if not table.rows:
         raise NoOverlap("no row is shared, so there is nothing to count")
+    if wanted.iv and len(np.unique(np.asarray(table.label))) < 2:
+        raise NoOverlap(f"all {table.rows} aligned rows have the same label, so no column tells anything of it")
     if period is not None and min((period == _FIRST).sum(), (period == _SECOND).sum()) == 0:
         raise NoOverlap(f"all aligned rows are on one side of {wanted.second_from!r}, so that there is one period")
 

@@ -36,7 +36,7 @@ from fedlearn.protocols import handshake
 from fedlearn.v1 import statistics_pb2 as pb
 from tests.boosting import spoiling
 from tests.parties import MODULES, Pair, read_csv, write_csv
-from tests.test_glm_end_to_end import glm_pair, keyring, simulated
+from tests.test_glm_end_to_end import CARD, glm_pair, keyring, simulated
 
 __all__ = ["keyring"]
 
@@ -363,6 +363,38 @@ def test_messages_out_of_line(tmp_path: Path, role: str, kind: Any, change: Any,
         meet(contract(ALL), tmp_path, Tables(300, 0), **{role: (kind, change)})
 
 
+def test_one_label_value_is_named(tmp_path: Path) -> None:
+    tables = Tables(300, 0)
+    tables.label[:] = 1
+    with pytest.raises(NoOverlap, match="same label"):
+        meet(contract({"iv": True}), tmp_path, tables)
+
+
+def test_a_constant_column_and_a_bin_without_events_are_warnings(tmp_path: Path) -> None:
+    tables = Tables(600, 0)
+    tables.active["a"][:] = 1.0
+    tables.passive["z"][:] = 2.0
+    tables.label[tables.pooled["u"] == "Cc"] = 0
+    bins = {"binning": "quantile", "least_share": 0, "least_events": 0}
+    active, passive = meet(contract(ALL, glm=bins, disclosure={"names": True}), tmp_path, tables)
+    assert any("'a' is constant" in said for said in active["warnings"])
+    assert any("'z' is constant" in said for said in passive["warnings"])
+    assert any("'u' have no event" in said for said in active["warnings"])
+    assert by_name(active["features"])["z"]["iv"] == by_name(active["features"])["a"]["iv"] == 0
+    assert by_name(passive["features"])["z"]["variance_inflation"] is None
+
+
+def test_paillier_counts_the_same(tmp_path: Path) -> None:
+    tables = Tables(300, 20)
+    switches, found = {"iv": True, "missing": True, "correlation": True}, []
+    for backend in ("lwe", "paillier"):
+        agreed = contract(switches, disclosure={"names": True}, encryption={"backend": backend, "paillier_bits": 2048})
+        found.append(by_name(meet(agreed, tmp_path / backend, tables)[0]["features"]))
+    for name, line in found[0].items():
+        assert line["iv"] == found[1][name]["iv"]
+        assert line["largest_correlation"] == pytest.approx(found[1][name]["largest_correlation"], abs=0.02)
+
+
 def test_one_period_alone_is_named(tmp_path: Path) -> None:
     tables = Tables(300, 0)
     tables.period[:] = 1
@@ -387,7 +419,7 @@ STATISTICS = {**ALL, "coding": "woe", "trees": 3, "select": {"iv": 0.2, "correla
 @pytest.mark.processes
 def test_a_plan_from_two_processes_is_what_both_train_on(tmp_path: Path, keyring: Path) -> None:
     pair = glm_pair(
-        tmp_path, keyring, {"woe": True, "bins": 8, "l2": 0.001}, statistics=STATISTICS,
+        tmp_path, keyring, {"woe": True, "bins": 8, "l2": 0.001}, statistics=STATISTICS, scorecard=CARD,
         change=with_months(["2025-11", "2026-02", ""]),
     )  # fmt: skip
     said = {p: e.result for p, e in pair.run("statistics").items()}
@@ -408,6 +440,8 @@ def test_a_plan_from_two_processes_is_what_both_train_on(tmp_path: Path, keyring
     assert {line["column"] for line in ended["platform"]["coefficients"]} == kept
     scored = {p: e.result for p, e in pair.run("predict").items()}
     assert scored["bank"]["rows_scored"] == 240
+    reasons = {row["reason_1"] for row in read_csv(pair.output("bank") / "predictions" / "scores.csv")}
+    assert reasons <= {"P-SPEND", "P-VISITS", "B-INCOME", "B-DEBT", ""}
 
     planned = pair.arguments("platform", "train", "--plan", plan["platform"], "--out", "other")
     with pair.one("bank", *pair.arguments("bank", "train", "--out", "other")) as one, \
@@ -422,6 +456,7 @@ def test_trees_train_on_a_plan_too(tmp_path: Path, keyring: Path, capsys: pytest
         pair.contract["statistics"] = {"iv": True, "select": {"iv": 0.2}}
 
     pair = make_pair(tmp_path, keyring, change=change)
+    assert simulated(pair, capsys, "check")["passive"]["statistics_would_tell"] == "iv"
     found = simulated(pair, capsys, "statistics")
     kept = {line["column"] for line in found["passive"]["features"] if line["kept"]}
     assert 0 < len(kept) < 3
