@@ -451,6 +451,8 @@ class Contract(_Strict):
             raise ValueError("[statistics] iv needs a label of two values or of classes")
         if wanted.coding == "woe" and self.target != "binary":
             raise ValueError("[statistics] coding woe needs a label of two values")
+        if self.disclosure.model and not self.disclosure.names:
+            raise ValueError("[statistics] with [disclosure] model needs names too: a plan of opaque columns has none")
         stepwise_fits = self.glm is not None and self.glm.select.p_value > 0 and self.label.offset is None
         if wanted.stepwise and not stepwise_fits:
             raise ValueError("[statistics] stepwise needs [glm.select] p_value, and a label without offset")

@@ -227,7 +227,7 @@ def run_active(
     if wanted.trees:
         known = contract.disclosure.names
         for f, line in enumerate(lines):
-            line["gain_share"] = gains.get(line["column"], 0.0) if f < len(fitted) or known else None
+            line["gain"] = gains.get(line["column"], 0.0) if f < len(fitted) or known else None
     reasons = _reasons(lines, moments, places, wanted, len(fitted), said)
     result = statistics.Result(
         np.array(theirs.missing if wanted.missing else [], np.float64),
@@ -359,7 +359,7 @@ def _ranked_by_trees(
     total = sum(entry["gain"] for entry in found.values()) or 1.0
     shares = {name: entry["gain"] / total for name, entry in found.items()}
     facts: Summary = {"importance": found}
-    if period is not None:
+    if period is not None and len(trained.fit.margins) == 1:
         margins = trained.fit.margins[0]
         cuts = np.quantile(margins[period == _FIRST], np.arange(1, 10) / 10)
         counts = (np.bincount(np.searchsorted(cuts, margins[period == p]), minlength=10) for p in (_FIRST, _SECOND))
@@ -384,7 +384,7 @@ def _line(figures: _Figures, f: int, contract: Contract) -> Summary:
     if wanted.missing:
         line["missing"] = figures.missing[f]
     if wanted.period is not None:
-        line["stability_index"] = figures.stability[f]
+        line["stability"] = figures.stability[f]
     return line
 
 
@@ -392,13 +392,13 @@ def _add_moments(lines: list[Summary], moments: statistics.Moments, places: I64,
     """The largest correlation of each feature, and its variance inflation, where it has a column."""
     size = np.abs(moments.correlation - np.eye(len(places)))
     for line in lines:
-        line.update({"largest_correlation": None, "with": None} | ({"variance_inflation": None} if wanted.vif else {}))
+        line.update({"correlation": None, "with": None} | ({"vif": None} if wanted.vif else {}))
     for j, place in enumerate(places.tolist()):
         other = int(size[j].argmax())
-        lines[place]["largest_correlation"] = float(moments.correlation[j, other])
+        lines[place]["correlation"] = float(moments.correlation[j, other])
         lines[place]["with"] = lines[int(places[other])]["column"]
         if moments.inflation is not None:
-            lines[place]["variance_inflation"] = float(moments.inflation[j])
+            lines[place]["vif"] = float(moments.inflation[j])
 
 
 def _reasons(
@@ -415,11 +415,11 @@ def _reasons(
             reasons[f] = f"iv {line['iv']:.3g}"
         elif (line.get("missing") or 0.0) > limits.missing:
             reasons[f] = f"missing {line['missing']:.3g}"
-        elif limits.stability and (line.get("stability_index") or 0.0) > limits.stability:
-            reasons[f] = f"stability {line['stability_index']:.3g}"
-        elif f < own and limits.importance and line["gain_share"] < limits.importance:
-            reasons[f] = f"importance {line['gain_share']:.3g}"
-    worth = np.array([line.get("iv") or line.get("gain_share") or 0.0 for line in lines])
+        elif limits.stability and (line.get("stability") or 0.0) > limits.stability:
+            reasons[f] = f"stability {line['stability']:.3g}"
+        elif f < own and limits.importance and line["gain"] < limits.importance:
+            reasons[f] = f"importance {line['gain']:.3g}"
+    worth = np.array([line.get("iv") or line.get("gain") or 0.0 for line in lines])
     if moments is not None and (limits.correlation < 1 or limits.vif):
         left = np.array([j for j, place in enumerate(places.tolist()) if not reasons[place]], np.int64)
         names = tuple(str(lines[places[j]]["column"]) for j in left)
@@ -536,10 +536,10 @@ def _told_lines(
         if wanted.missing:
             line["missing"] = float(result.missing[rank[f]])
         if wanted.period is not None:
-            line["stability_index"] = float(result.stability[rank[f]])
+            line["stability"] = float(result.stability[rank[f]])
         if wanted.vif:
             mine = np.flatnonzero(at == f)
-            line["variance_inflation"] = float(result.inflation[mine[0]]) if len(mine) else None
+            line["vif"] = float(result.inflation[mine[0]]) if len(mine) else None
         lines.append(line)
     return lines
 

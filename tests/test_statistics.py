@@ -151,14 +151,14 @@ def test_all_statistics_are_those_of_the_pooled_rows(tmp_path: Path) -> None:
         due = evidence(np.bincount(group, label, size).astype(int), np.bincount(group, minlength=size), np.arange(size))
         assert lines[name]["iv"] == pytest.approx(due.iv, abs=1e-9)
         counts = [np.bincount(group[period == p], minlength=size) for p in (0, 1)]
-        assert lines[name]["stability_index"] == pytest.approx(stability(*counts), abs=1e-9)
+        assert lines[name]["stability"] == pytest.approx(stability(*counts), abs=1e-9)
         values = TABLES.pooled[name]
         missing = np.mean([v is None or v != v for v in values])
         assert lines[name]["missing"] == pytest.approx(missing, abs=1e-9)
         if name in PASSIVE:
-            for key in ("iv", "stability_index", "missing"):
+            for key in ("iv", "stability", "missing"):
                 assert own[name][key] == pytest.approx(lines[name][key], abs=5.1e-5)
-    assert lines["z"]["stability_index"] > 0.25 > 10 * lines["x"]["stability_index"]
+    assert lines["z"]["stability"] > 0.25 > 10 * lines["x"]["stability"]
 
     numbers = [n for n in (*ACTIVE, *PASSIVE) if (ACTIVE | PASSIVE)[n] == "number"]
     pooled = np.array([np.where(np.isnan(v := TABLES.pooled[n]), np.nanmean(
@@ -169,11 +169,11 @@ def test_all_statistics_are_those_of_the_pooled_rows(tmp_path: Path) -> None:
     design = np.vstack([np.ones(pooled.shape[1]), pooled]).T
     for j, name in enumerate(numbers):
         due_vif = variance_inflation_factor(design, 1 + j)
-        assert lines[name]["variance_inflation"] == pytest.approx(due_vif, rel=0.02)
+        assert lines[name]["vif"] == pytest.approx(due_vif, rel=0.02)
         if name in PASSIVE:
-            assert own[name]["variance_inflation"] == pytest.approx(due_vif, rel=0.02)
+            assert own[name]["vif"] == pytest.approx(due_vif, rel=0.02)
     assert lines["a"]["with"] == "x"
-    assert lines["u"]["largest_correlation"] is None
+    assert lines["u"]["correlation"] is None
     assert any("'t'" in said for said in active["warnings"])
     assert active["ledger"] == passive["ledger"]
     assert active["plan_id"] == passive["plan_id"]
@@ -182,7 +182,7 @@ def test_all_statistics_are_those_of_the_pooled_rows(tmp_path: Path) -> None:
 def test_of_several_classes_each_is_held_against_the_rest(tmp_path: Path) -> None:
     tables = Tables(classes=3)
     agreed = contract(
-        {"iv": True}, boost={"objective": "softmax"}, disclosure={"names": True},
+        {"iv": True, "trees": 1}, boost={"objective": "softmax"}, disclosure={"names": True},
         label={"column": "label", "classes": ["0", "1", "2"]},
     )  # fmt: skip
     active, passive = meet(agreed, tmp_path, tables)
@@ -216,13 +216,13 @@ def test_a_switch_tells_no_more_than_it_says(tmp_path: Path, switch: str) -> Non
     if switch == "missing":
         assert sums == 2 * len(PASSIVE)  # present and missing, one vector
     assert ("missing" in active["features"][0]) == (switch == "missing")
-    assert ("stability_index" in passive["features"][0]) == (switch == "period")
+    assert ("stability" in passive["features"][0]) == (switch == "period")
     assert {line["column"] for line in active["features"]} == {*ACTIVE, *(f"shop#{f}" for f in range(4))}
     if switch == "correlation":
         columns = active["correlation"]["columns"]
         theirs = [k for k, name in enumerate(columns) if "#" in name]
         assert (np.array(active["correlation"]["values"])[np.ix_(theirs, theirs)] == np.eye(3)).all()
-        assert "variance_inflation" not in passive["features"][0]
+        assert "vif" not in passive["features"][0]
 
 
 def test_the_plan_drops_by_every_limit_and_both_sides_know_why(tmp_path: Path) -> None:
@@ -259,9 +259,9 @@ def test_columns_that_trees_hardly_use_go(tmp_path: Path) -> None:
     )
     active, passive = meet(agreed, tmp_path)
     lines = by_name(active["features"])
-    assert sum(line["gain_share"] for line in lines.values()) == pytest.approx(1)
+    assert sum(line["gain"] for line in lines.values()) == pytest.approx(1)
     kept = {name for name, line in lines.items() if line["kept"]}
-    assert kept == {name for name, line in lines.items() if line["gain_share"] >= 0.1}
+    assert kept == {name for name, line in lines.items() if line["gain"] >= 0.1}
     assert "x" in kept
     assert {line["column"] for line in passive["features"] if line["kept"]} == kept & set(PASSIVE)
     assert active["ledger"] == passive["ledger"]
@@ -321,6 +321,7 @@ def test_joint_limits_are_those_of_a_brute_force(tmp_path: Path) -> None:
         ({"iv": True, "select": {"importance": 0.1}}, {}, "select.importance"),
         ({"iv": True}, {"glm": {"family": "linear"}}, "two values"),
         ({**ALL, "period": "a"}, {}, "cannot also be a feature"),
+        ({"iv": True}, {"disclosure": {"model": True}}, "needs names too"),
         ({"stepwise": True}, {"glm": {}}, "needs .glm.select. p_value"),
         ({"iv": True}, {"privacy": {"epsilon": 1, "delta": 1e-6}}, "adds no noise"),
     ],
@@ -381,7 +382,7 @@ def test_a_constant_column_and_a_bin_without_events_are_warnings(tmp_path: Path)
     assert any("'z' is constant" in said for said in passive["warnings"])
     assert any("'u' have no event" in said for said in active["warnings"])
     assert by_name(active["features"])["z"]["iv"] == by_name(active["features"])["a"]["iv"] == 0
-    assert by_name(passive["features"])["z"]["variance_inflation"] is None
+    assert by_name(passive["features"])["z"]["vif"] is None
 
 
 def test_paillier_counts_the_same(tmp_path: Path) -> None:
@@ -392,7 +393,7 @@ def test_paillier_counts_the_same(tmp_path: Path) -> None:
         found.append(by_name(meet(agreed, tmp_path / backend, tables)[0]["features"]))
     for name, line in found[0].items():
         assert line["iv"] == found[1][name]["iv"]
-        assert line["largest_correlation"] == pytest.approx(found[1][name]["largest_correlation"], abs=0.02)
+        assert line["correlation"] == pytest.approx(found[1][name]["correlation"], abs=0.02)
 
 
 def test_one_period_alone_is_named(tmp_path: Path) -> None:
