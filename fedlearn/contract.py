@@ -15,7 +15,16 @@ from datetime import UTC, date, datetime
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    PrivateAttr,
+    SecretStr,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from fedlearn.errors import BadConfig, ContractExpired, FileMissing, UnknownKey
 
@@ -228,6 +237,7 @@ class Glm(_Strict):
     max_groups: int = Field(8, ge=2, le=255, description="bins per feature after merging (tree, monotone)")
     least_share: float = Field(0.02, ge=0, le=0.5, description="least share of rows in a merged bin")
     least_events: int = Field(1, ge=0, description="least number of rows of either label value in a merged bin")
+    least_rate: float = Field(0.0, ge=0, lt=0.5, description="least share of either label value in a merged bin")
     least_iv: float = Field(0.0, ge=0, description="features of a smaller information value are left out, with woe")
     special: dict[str, tuple[float, ...]] = Field({}, description="values that are codes, by column: bins of their own")
     statistics: bool = Field(False, description="the active side learns correlations and VIF across the sides")
@@ -249,6 +259,65 @@ class Glm(_Strict):
             raise ValueError("select.p_value needs standard errors: disclosure score and no l1")
         if self.disclosure == "none" and (self.family != "logistic" or self.l1 or self.statistics):
             raise ValueError("disclosure none needs family logistic, no l1 and no statistics")
+        return self
+
+
+class Limits(_Strict):
+    """Which columns of either side the job ``statistics`` leaves out of the plan that both sides keep.
+
+    In this order: by information value, missing rate, stability and importance each column by itself; then the lesser
+    of two that correlate, across the sides too; then by variance inflation, the largest first.
+    """
+
+    iv: float = Field(0.0, ge=0, description="least information value; 0: any")
+    missing: float = Field(1.0, ge=0, le=1, description="largest share of missing values")
+    stability: float = Field(0.0, ge=0, description="largest stability index between the two periods; 0: any")
+    importance: float = Field(0.0, ge=0, lt=1, description="least share of the boosted trees' gain; 0: any")
+    correlation: float = Field(1.0, gt=0, le=1, description="largest correlation of two columns; 1: any")
+    vif: float = Field(0.0, ge=0, description="largest variance inflation among both sides' columns; 0: any")
+
+
+class Statistics(_Strict):
+    """Joint statistics of the aligned rows, each only where it is switched on; without this table, none."""
+
+    iv: bool = Field(False, description="counts and events of the passive bins to the active side; WOE and IV back")
+    missing: bool = Field(False, description="missing rates of the passive columns over the active side's rows")
+    correlation: bool = Field(False, description="the active side learns Pearson correlations across the sides")
+    vif: bool = Field(
+        False, description="variance inflation across the sides; all passive covariances to the active side"
+    )
+    period: str | None = Field(None, description="the active side's column that tells two periods apart, for stability")
+    second_from: str = Field(
+        "", description="first value of the second period: a number, or a text that sorts as a date"
+    )
+    coding: Literal["values", "woe"] = Field("values", description="columns of correlations: numbers, or WOE of all")
+    trees: int = Field(0, ge=0, le=1000, description="boosted trees whose gain ranks the columns; 0: none")
+    depth: int = Field(3, ge=1, le=12, description="of these trees")
+    stepwise: bool = Field(False, description="then eliminate by [glm.select] p_value, in joint fits of what is left")
+    select: Limits = Limits()
+
+    @property
+    def counts(self) -> bool:
+        """Whether the active side counts rows in the passive side's bins."""
+        return self.iv or self.missing or self.period is not None
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Statistics:
+        if not (self.counts or self.correlation or self.vif or self.trees or self.stepwise):
+            raise ValueError("nothing is switched on: iv, missing, correlation, vif, period, trees or stepwise")
+        if (self.period is not None) != bool(self.second_from):
+            raise ValueError("period and second_from go together")
+        if self.coding == "woe" and not self.iv:
+            raise ValueError("coding woe needs iv = true")
+        needs = {
+            "iv": (self.select.iv > 0, self.iv), "missing": (self.select.missing < 1, self.missing),
+            "stability": (self.select.stability > 0, self.period is not None),
+            "importance": (self.select.importance > 0, self.trees > 0),
+            "correlation": (self.select.correlation < 1, self.correlation), "vif": (self.select.vif > 0, self.vif),
+        }  # fmt: skip
+        for name, (limited, known) in needs.items():
+            if limited and not known:
+                raise ValueError(f"select.{name} limits what is not switched on")
         return self
 
 
@@ -346,11 +415,19 @@ class Contract(_Strict):
     boost: Boost = Boost()
     glm: Glm | None = None
     scorecard: Scorecard | None = None
+    statistics: Statistics | None = None
     encryption: Encryption = Encryption()
     budget: Budget = Budget()
     privacy: Privacy | None = None
     disclosure: Disclosure = Disclosure()
     serving: Serving | None = None
+    _agreed: bytes = PrivateAttr(b"")
+
+    def narrowed(self, active: Side, passive: Side) -> Contract:
+        """This contract on fewer columns, by a plan that both sides keep. Its hash stays that of what was signed."""
+        fewer = self.model_copy(update={"active": active, "passive": passive})
+        fewer._agreed = self.hash()
+        return fewer
 
     @property
     def target(self) -> Literal["binary", "classes", "number", "count"]:
@@ -379,6 +456,7 @@ class Contract(_Strict):
             raise ValueError("[scorecard] needs [glm] with woe = true")
         if self.privacy and self.glm is not None and self.glm.disclosure == "none":
             raise ValueError("[privacy] does not go with [glm] disclosure none, which adds no noise to its sums")
+        self._check_statistics()
         if self.label.offset is not None and (self.glm is None or self.label.offset in self.active.features):
             raise ValueError("[label] offset needs [glm], and cannot also be a feature")
         softmax = self.boost.objective == "softmax"
@@ -419,12 +497,32 @@ class Contract(_Strict):
                 "scoring: score the later rows with predict"
             )
 
+    def _check_statistics(self) -> None:
+        wanted = self.statistics
+        if wanted is None:
+            return
+        if wanted.iv and self.target not in ("binary", "classes"):
+            raise ValueError("[statistics] iv needs a label of two values or of classes")
+        if wanted.coding == "woe" and self.target != "binary":
+            raise ValueError("[statistics] coding woe needs a label of two values")
+        if self.disclosure.model and not self.disclosure.names:
+            raise ValueError("[statistics] with [disclosure] model needs names too: a plan of opaque columns has none")
+        stepwise_fits = self.glm is not None and self.glm.select.p_value > 0 and self.label.offset is None
+        if wanted.stepwise and not stepwise_fits:
+            raise ValueError("[statistics] stepwise needs [glm.select] p_value, and a label without offset")
+        if wanted.period in (*self.active.features, self.label.column, self.label.weight, self.label.offset) and (
+            wanted.period is not None
+        ):
+            raise ValueError("[statistics] period cannot also be a feature, the label, its weight or its offset")
+        if self.privacy is not None:
+            raise ValueError("[privacy] does not go with [statistics], which adds no noise to its sums")
+
     def hash(self) -> bytes:
         """SHA-256 over the canonical JSON of all fields but ``serving``, defaults included.
 
         Models carry it, so that serving can be agreed for a model that is there; see :meth:`serving_hash`.
         """
-        return self._hash({"serving"})
+        return self._agreed or self._hash({"serving"})
 
     def serving_hash(self) -> bytes:
         """SHA-256 over all fields, ``serving`` included: both sides compare it at every online request."""

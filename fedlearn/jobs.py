@@ -1,4 +1,4 @@
-"""What two parties do together: check, align, train, predict. Each job is one function that both sides run.
+"""What two parties do together: check, align, statistics, train, predict. Each job is one function that both sides run.
 
 A job has three parts. :func:`prepare` checks everything on this side before anybody connects. The job function talks
 through a channel (gRPC, or memory in :func:`simulate_both`) and writes its result beside its final place. Only when
@@ -37,13 +37,14 @@ from fedlearn.learner import booster
 from fedlearn.learner.booster import Rows
 from fedlearn.learner.grower import Features
 from fedlearn.models import checkpoint, linear, reference
+from fedlearn.models import plan as plans
 from fedlearn.models import share as shares
-from fedlearn.protocols import align, align_cached, boost, disclose, handshake, matvec, regression, score
+from fedlearn.protocols import align, align_cached, boost, disclose, handshake, matvec, regression, score, statistics
 from fedlearn.protocols.align import Alignment
 from fedlearn.protocols.resume import Start
 from fedlearn.report import page
 
-Job = Literal["check", "align", "train", "predict"]
+Job = Literal["check", "align", "statistics", "train", "predict"]
 Summary = dict[str, Any]
 F64 = NDArray[np.float64]
 OnProgress = Callable[[Progress], None]
@@ -70,8 +71,10 @@ class Own:
         kept: the checkpoint that training resumes from, if it does.
         offset: float64 (n,), of the linear predictor of a regression; None without.
         warnings: what was odd about the table, though no reason to stop.
-        period: int8 (n,), of the active side's rows where the contract has [out_of_time] (``check`` and ``train``).
         tables: with method ``cached``, the passive side's table prepared ahead, or where the active side keeps it.
+        period: int8 (n,), of the active side's rows (:mod:`fedlearn.data.periods`), for ``statistics``, and for
+            ``check`` and ``train`` where the contract has [out_of_time]; None without.
+        plan_id: of the plan of columns that training goes by; ``contract`` then has these columns only.
     """
 
     party: str
@@ -89,12 +92,13 @@ class Own:
     key: Path | None = None
     tables: align_cached.Prepared | align_cached.Shelf | None = None
     period: NDArray[np.int8] | None = None
+    plan_id: bytes = b""
 
     @property
     def model_id(self) -> bytes:
-        """The model that both shares must form; empty unless the job scores or goes on from a model."""
+        """The model that both shares must form, or the plan; empty unless the job scores or goes on from either."""
         share = self.share or self.earlier
-        return share.model_id if share else b""
+        return share.model_id if share else self.plan_id
 
 
 def prepare(
@@ -105,6 +109,7 @@ def prepare(
     out: Path | None = None,
     resume: bool = False,
     earlier: Path | None = None,
+    plan: Path | None = None,
 ) -> Own:
     """Check this side's contract, data, budget and output before anything is sent.
 
@@ -115,6 +120,7 @@ def prepare(
         out: where the result goes; ``<output>/<name of the result>`` by default.
         resume: for ``train``, go on from the checkpoint beside ``out``.
         earlier: for ``train``, the folder of this side's share of a model to go on from (warm start).
+        plan: for ``train``, the folder of ``statistics`` whose plan of columns to keep to.
 
     Raises:
         OwnMistake, Refused: with the file, field or column.
@@ -122,19 +128,61 @@ def prepare(
     contract = load_contract(party.contract)
     contract.check_not_expired()
     role = contract.role_of(party.party)
-    results = {"check": "check", "align": "alignment", "train": "model", "predict": "predictions"}
+    results = {"check": "check", "align": "alignment", "statistics": "statistics"}
+    results |= {"train": "model", "predict": "predictions"}
     folder = out or party.output.folder / results[job]
     if job != "check":
         shares.refuse_existing(folder)
         _check_writable(folder)
-    if job in ("train", "predict") and contract.align.mode == "cardinality":
+    if job in ("statistics", "train", "predict") and contract.align.mode == "cardinality":
         raise NotInContract(
             f"contract {contract.name!r} aligns by cardinality, which gives a count and no rows to {job} on"
         )
+    if job == "statistics":
+        return _prepare_statistics(party, contract, role, folder)
+    if plan is not None:
+        return _prepare_planned(party, contract, role, plan, out, resume, earlier)
+    return _prepare_job(party, contract, job, role, folder, model, resume, earlier)
+
+
+def _prepare_statistics(party: PartyFile, contract: Contract, role: str, folder: Path) -> Own:
+    from fedlearn import jobs_statistics
+
+    if contract.statistics is None:
+        raise NotInContract(f"contract {contract.name!r} has no [statistics], so nothing may be told")
+    table, period = jobs_statistics.load(party.data, contract, role)
+    jobs_statistics.check_budget(contract, table)
+    return replace(_with_alignment(party, contract, role, table, folder), period=period)
+
+
+def _prepare_planned(
+    party: PartyFile, contract: Contract, role: str, plan: Path, out: Path | None, resume: bool, earlier: Path | None
+) -> Own:
+    """Training on the columns of a plan, which both sides must hold."""
+    if earlier is not None:
+        raise NotInContract("training goes on from an earlier model with that model's columns: --plan does not apply")
+    kept = plans.load(plan, contract, party.party)
+    folder = out or party.output.folder / "model"
+    own = _prepare_job(party, kept.narrowed(contract, role), "train", role, folder, None, resume, None, kept.plan_id)
+    return own
+
+
+def _with_alignment(party: PartyFile, contract: Contract, role: str, table: PartyTable, folder: Path) -> Own:
+    """A side with its table, and the alignment on file if there is one."""
+    signing = party.tls.key if party.tls.key.exists() else None
+    on_file = _alignment_on_file(party.output.folder / "alignment", contract, table, signing)
+    shelved = _tables(party, contract, role, table)
+    return Own(party.party, role, contract, table, folder, on_file=on_file, key=signing, tables=shelved)
+
+
+def _prepare_job(
+    party: PartyFile, contract: Contract, job: Job, role: str, folder: Path, model: Path | None, resume: bool,
+    earlier: Path | None, plan_id: bytes = b"",
+) -> Own:  # fmt: skip
     if contract.glm is not None:
         if resume or earlier is not None:
             raise NotInContract("a regression takes a few steps: it cannot be resumed or go on from an earlier model")
-        return _prepare_glm(party, contract, job, role, folder, model)
+        return replace(_prepare_glm(party, contract, job, role, folder, model), plan_id=plan_id)
     share = None
     if job == "predict":
         share = shares.load(model or party.output.folder / "model", contract, party.party)
@@ -144,11 +192,8 @@ def prepare(
     plan = None
     if job in ("check", "train"):
         plan = budget_plan(contract, role, table)
-    signing = party.tls.key if party.tls.key.exists() else None
-    on_file = _alignment_on_file(party.output.folder / "alignment", contract, table, signing)
-    shelved = _tables(party, contract, role, table)
-    own = Own(
-        party.party, role, contract, table, folder, share, on_file, plan, key=signing, tables=shelved, period=period,
+    own = replace(
+        _with_alignment(party, contract, role, table, folder), share=share, plan=plan, plan_id=plan_id, period=period,
         warnings=_period_warnings(contract, period),
     )  # fmt: skip
     if job != "train":
@@ -236,11 +281,8 @@ def _prepare_glm(party: PartyFile, contract: Contract, job: Job, role: str, fold
     loaded = jobs_glm.load(party.data, contract, role, job in ("check", "train"))
     if job in ("check", "train"):
         jobs_glm.check_budget(contract, loaded.table)
-    signing = party.tls.key if party.tls.key.exists() else None
-    on_file = _alignment_on_file(party.output.folder / "alignment", contract, loaded.table, signing)
-    shelved = _tables(party, contract, role, loaded.table)
-    own = Own(party.party, role, contract, loaded.table, folder, share, on_file, key=signing, tables=shelved)
-    return replace(own, offset=loaded.offset, warnings=loaded.warnings)
+    own = _with_alignment(party, contract, role, loaded.table, folder)
+    return replace(own, share=share, offset=loaded.offset, warnings=loaded.warnings)
 
 
 def _check_writable(folder: Path) -> None:
@@ -293,9 +335,11 @@ def run(job: Job, channel: Channel, own: Own) -> Summary:
     Returns:
         What this side may tell its operator: rows, seconds and bytes by phase, ledger, figures, where files are.
     """
-    command = job + " --from" * (own.earlier is not None) + " --resume" * (own.kept is not None)
+    command = job + " --from" * (own.earlier is not None) + " --plan" * bool(own.plan_id)
+    command += " --resume" * (own.kept is not None)
     handshake.greet(channel, own.contract, role=own.role, job=command, model_id=own.model_id)
-    return {"check": _check, "align": _align, "train": _train, "predict": _predict}[job](channel, own)
+    play = {"check": _check, "align": _align, "statistics": _statistics, "train": _train, "predict": _predict}
+    return play[job](channel, own)
 
 
 def simulate_both(
@@ -319,12 +363,14 @@ def simulate_both(
 
 def _check(channel: Channel, own: Own) -> Summary:
     """Greet, compare sizes, part; nothing is written and no row is touched."""
+    from fedlearn.jobs_statistics import would_tell
+
     listed = align.length(own.table.rows, own.contract, own.role)  # as in alignment: padded where the contract pads
     rows, features = handshake.exchange_readiness(channel, listed, len(own.table.columns))
     handshake.part(channel)
     plan = own.plan
     if own.contract.glm is not None:
-        facts = jobs_glm.check_budget(own.contract, own.table)
+        facts = jobs_glm.check_budget(own.contract, own.table) | would_tell(own.contract)
         summary = _summary(channel, own, "check") | {"folder": "nothing was written"} | facts
         return summary | {"peer_rows": rows, "peer_features": features, "would_write_to": str(own.folder.parent)}
     vectors = boost.most_vectors(own.contract)
@@ -344,6 +390,7 @@ def _check(channel: Channel, own: Own) -> Summary:
         "hint_megabytes": plan.hint_bytes / 1e6 if plan else None,
         "kl_nats_at_most": plan.kl_total if plan else 0.0,
         "privacy": _privacy_told(own.contract),
+        **would_tell(own.contract),
     }
 
 
@@ -353,6 +400,26 @@ def _align(channel: Channel, own: Own) -> Summary:
     with shares.staged(own.folder) as folder:
         _save_alignment(folder, alignment, own)
         summary = _summary(channel, own, "align") | _alignment_facts(alignment, own.contract)
+        handshake.part(channel)
+        _write_run(folder, summary)
+    return summary
+
+
+def _statistics(channel: Channel, own: Own) -> Summary:
+    """Align, then tell each other what the contract allows; both sides keep their half of the plan or neither does."""
+    from fedlearn import jobs_statistics
+
+    alignment = _aligned(channel, own)
+    with shares.staged(own.folder) as folder:
+        if own.role == "active":
+            order, position = own_order(alignment)
+            period = None if own.period is None else own.period[order]
+            table = own.table.take(order)
+            facts = jobs_statistics.run_active(channel, own.contract, table, period, position, alignment.size, folder)
+        else:
+            facts = jobs_statistics.run_passive(channel, own.contract, own.table.take(alignment.rows), folder)
+        statistics.exchange_saved(channel)
+        summary = _summary(channel, own, "statistics") | _alignment_facts(alignment, own.contract) | facts
         handshake.part(channel)
         _write_run(folder, summary)
     return summary
@@ -693,6 +760,7 @@ def _summary(channel: Channel, own: Own, job: Job) -> Summary:
         "kl_nats": channel.ledger.kl_nats,
         **_privacy_spent(channel, own.contract),
         "ledger": channel.ledger.lines(),
+        **({"plan_id": own.plan_id.hex()} if own.plan_id else {}),
         "folder": str(own.folder),
     }
 

@@ -16,7 +16,7 @@ from pyarrow import csv
 from fedlearn.channel import Channel
 from fedlearn.contract import Contract, Data, Glm, Side
 from fedlearn.data import PartyTable, load_table
-from fedlearn.data.design import Column, Design, Evidence, fit_codes, fit_design
+from fedlearn.data.design import Codes, Column, Design, Evidence, fit_codes, fit_design
 from fedlearn.errors import BadLabel, ColumnMissing, OverBudget
 from fedlearn.learner import glm as learner
 from fedlearn.learner.select import redundant
@@ -135,12 +135,12 @@ def train_active(
         with channel.phase("woe"):
             evidence, own = own_evidence(table, contract.active, glm)
             theirs, names = woe.evidence_active(
-                channel, contract, woe.Label(table.label.astype(np.int8), position, universe)
+                channel, contract, woe.Counted.of(table.label.astype(np.int8), position, universe)
             )
         names = names or tuple(f"{contract.passive.name}#{f}" for f in range(len(theirs)))
         facts["iv"] = _ranked({e.codes.bins.name: e.iv for e in evidence} | _ivs(names, theirs))
-        said += _one_sided([(e.codes.bins.name, g) for e, g in zip(evidence, own, strict=True)])
-        said += _one_sided(list(zip(names, theirs, strict=True)))
+        said += one_sided([(e.codes.bins.name, g) for e, g in zip(evidence, own, strict=True)])
+        said += one_sided(list(zip(names, theirs, strict=True)))
     design, more = fit_design(table, contract.active.features, evidence, glm.bins, glm.least_iv)
     design, plan = _selected(design, table, glm)
     columns = design.standardised(table)
@@ -332,8 +332,8 @@ def own_evidence(table: PartyTable, side: Side, glm: Glm) -> tuple[tuple[Evidenc
     return tuple(found), groups
 
 
-def _peers_evidence(channel: Channel, contract: Contract, table: PartyTable, glm: Glm) -> tuple[Evidence, ...]:
-    fitted = fit_codes(table, contract.passive.features, glm)
+def bins_of(table: PartyTable, fitted: tuple[Codes, ...], least: int) -> woe.Bins:
+    """The passive side's bins as the screening takes them. Raises OverBudget for one of too few own rows."""
     bins = woe.Bins(
         np.stack([codes.of(table) for codes in fitted]),
         np.array([codes.count for codes in fitted], np.int64),
@@ -341,13 +341,23 @@ def _peers_evidence(channel: Channel, contract: Contract, table: PartyTable, glm
         np.array([codes.bins.kind == "number" for codes in fitted], np.bool_),
         tuple(codes.bins.name for codes in fitted),
     )
-    _check_sizes(bins, contract.budget.least_rows)
-    found = []
-    for codes, own, (group, values, iv) in zip(
-        fitted, bins.codes, woe.evidence_passive(channel, contract, bins), strict=True
-    ):
-        found.append(Evidence(codes, group, values, np.bincount(group[own], minlength=len(values)), iv))
-    return tuple(found)
+    _check_sizes(bins, least)
+    return bins
+
+
+def evidence_told(codes: Codes, own: NDArray[np.uint8], told: woe.Told) -> Evidence:
+    """Weights of evidence of a feature whose own rows are in bins ``own``, by a plan that the active side sent."""
+    group, values, iv = told
+    return Evidence(codes, group, values, np.bincount(group[own], minlength=len(values)), iv)
+
+
+def _peers_evidence(channel: Channel, contract: Contract, table: PartyTable, glm: Glm) -> tuple[Evidence, ...]:
+    fitted = fit_codes(table, contract.passive.features, glm)
+    bins = bins_of(table, fitted, contract.budget.least_rows)
+    told = woe.evidence_passive(channel, contract, bins)
+    return tuple(
+        evidence_told(codes, own, plans[0]) for codes, own, plans in zip(fitted, bins.codes, told, strict=True)
+    )
 
 
 def _check_sizes(bins: woe.Bins, least: int) -> None:
@@ -374,7 +384,8 @@ def _ranked(values: dict[str, float]) -> dict[str, float]:
     return dict(sorted(values.items(), key=lambda item: -item[1]))
 
 
-def _one_sided(features: list[tuple[str, Groups]]) -> list[str]:
+def one_sided(features: list[tuple[str, Groups]]) -> list[str]:
+    """Warnings about bins without events, or with events only."""
     return [
         f"{len(group.one_sided)} bin(s) of {name!r} have no event, or events only: their WOE counts half a row more"
         for name, group in features

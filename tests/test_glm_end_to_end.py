@@ -78,6 +78,8 @@ def test_a_scorecard_from_two_processes(tmp_path: Path, keyring: Path) -> None:
         }  # fmt: skip
     written = (pair.output("platform") / "model" / "scorecard.json").read_text(encoding="utf-8")
     assert "income" not in written
+    report = (pair.output("platform") / "model" / "report.html").read_text(encoding="utf-8")
+    assert "600 points at odds of 20 to 1; 30 points double the odds" in report
     assert '"spend"' in written
 
     rows = read_csv(pair.output("bank") / "predictions" / "scores.csv")

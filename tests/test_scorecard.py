@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
+import re
 from bisect import bisect_left
 from pathlib import Path
 from typing import Any
@@ -12,6 +14,7 @@ from xml.etree import ElementTree as ET
 import numpy as np
 import pytest
 
+import fedlearn
 from fedlearn.channel import Limits, simulate
 from fedlearn.contract import Glm, Scorecard, Side
 from fedlearn.data import make_table
@@ -245,3 +248,42 @@ def test_pmml_scores_the_same(role: str) -> None:
             first = next(attribute for attribute in card if holds(attribute[0], row))
             assert float(first.attrib["partialScore"]) == pytest.approx(due[j, i])
         assert float(card.attrib["baselineScore"]) == pytest.approx(points.references[j])
+
+
+# --- JPMML, which scored the same document once (tests/make_pmml_vectors.py) ----------------------------
+
+PMML_SETTINGS = {
+    against: Scorecard(codes={"age": "R1", "town": "R2", "score": "R3"}, reasons=2, against=against)  # type: ignore[arg-type]
+    for against in ("best", "mean")
+}
+
+
+def plain_rows(rows: Any) -> list[dict[str, Any]]:
+    """Rows as plain values, None for missing ones."""
+    columns = {n: [None if x != x else x for x in v.tolist()] if isinstance(v, np.ndarray) else
+               v.cast("string").to_pylist() for n, v in rows.columns.items()}  # fmt: skip
+    return [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
+
+
+def essence(text: str) -> str:
+    """A document without the release, and with numbers as far as all machines compute the same."""
+    text = text.replace(f'version="{fedlearn.__version__}"', "")
+    return re.sub(r"-?[0-9]+[.][0-9]+(e[-+]?[0-9]+)?", lambda number: f"{float(number[0]):.9g}", text)
+
+
+@pytest.mark.parametrize("role", ["active", "passive"])
+@pytest.mark.parametrize("against", ["best", "mean"])
+def test_jpmml_gives_the_same_points_and_reasons(role: str, against: str) -> None:
+    path = Path(__file__).parent / "vectors" / "pmml.json"
+    found = json.loads(path.read_text(encoding="utf-8"))[f"{role}, {against}"]
+    points = Points.of(share(role), PMML_SETTINGS[against], SIDE)
+    digest = hashlib.sha256(essence(pmml(points, "card")).encode()).hexdigest()
+    assert digest == found["sha256"], "the export changed: run tests/make_pmml_vectors.py again"
+    by_column = points.of_rows(table(60, seed=11))
+    np.testing.assert_allclose(found["points"], by_column.sum(axis=0), rtol=1e-9)
+    codes, amounts = points.reasons(by_column)
+    for i, (theirs, mine, lost) in enumerate(zip(found["reasons"], codes, amounts, strict=True)):
+        for k in range(2):
+            # The reasons in order as far as points were lost, and where no two columns lost the same.
+            if mine[k] < 255 and lost[k] > 1e-6 and len(set(points.lost(by_column)[:, i].round(9))) == 3:
+                assert theirs[k] == points.named[mine[k]]

@@ -1,7 +1,8 @@
 """``fedlearn bench glm``: seconds of a whole fit between two processes, against statsmodels on the pooled columns.
 
 Rows are taken as aligned. Both fit the same columns: for weights of evidence those that the two parties agreed on. Our
-figure holds hint, steps and (with ``--woe``) screening; statsmodels' is that of ``GLM(...).fit()``.
+figure holds hint, steps and (with ``--woe``) screening; statsmodels' is that of ``GLM(...).fit()``. Processor time of
+the protocol's phases, all cores together, is given beside, as both sides share one machine here.
 """
 
 from __future__ import annotations
@@ -62,6 +63,8 @@ def measure(setting: Setting) -> dict[str, Any]:
         "bytes_passive": passive["bytes"],
         "kl_nats": active["kl_nats"],
         "phases_active": active["phases"],
+        "cpu_seconds_active": active["cpu_seconds"],
+        "cpu_seconds_passive": passive["cpu_seconds"],
         **_pooled(setting, contract, active, passive),
         "peak_mib_active": active["peak_mib"],
         "peak_mib_passive": passive["peak_mib"],
@@ -110,6 +113,7 @@ def _fit(channel: Channel, contract: Contract, table: PartyTable, role: str) -> 
         "bytes": channel.bytes_sent,
         "kl_nats": channel.ledger.kl_nats,
         "phases": {name: phase.seconds for name, phase in channel.phases.items()},
+        "cpu_seconds": sum(phase.cpu_seconds for name, phase in channel.phases.items() if name != "alone"),
         "design": share.design.to_json(),
         "coefficients": [share.intercept, *share.coefficients] if role == "active" else share.coefficients.tolist(),
         "peak_mib": peak_mib(),

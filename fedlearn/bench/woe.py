@@ -80,11 +80,11 @@ def _screen(channel: Channel, rows: int, features: int, bins: int, role: str) ->
     started = time.perf_counter()
     found: list[float]
     if role == "active":
-        groups, _ = woe.evidence_active(channel, agreed, woe.Label(label, np.arange(rows), rows))
+        groups, _ = woe.evidence_active(channel, agreed, woe.Counted.of(label, np.arange(rows), rows))
         found = [group.iv for group in groups]
     else:
         own = woe.Bins(codes, np.full(features, bins + 1), np.full(features, bins), np.ones(features, np.bool_))
-        found = [iv for _, _, iv in woe.evidence_passive(channel, agreed, own)]
+        found = [iv for ((_, _, iv),) in woe.evidence_passive(channel, agreed, own)]
     return {
         "seconds": time.perf_counter() - started,
         "iv": found,

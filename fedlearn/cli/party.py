@@ -1,4 +1,4 @@
-"""``check``, ``align``, ``train``, ``predict``: what each party runs in its own place; and ``simulate``."""
+"""``check``, ``align``, ``statistics``, ``train``, ``predict``: what each party runs for itself; and ``simulate``."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import typer
 from fedlearn import jobs
 from fedlearn.cli import show
 from fedlearn.contract import load_contract, load_party
-from fedlearn.errors import OwnMistake
+from fedlearn.errors import OutputExists, OwnMistake
 
 PartyPath = Annotated[
     Path, typer.Option("--party", "-p", envvar="FEDLEARN_PARTY", help="this party's TOML file", show_default=False)
@@ -27,13 +27,18 @@ Resume = Annotated[bool, typer.Option("--resume", help="go on with training that
 From = Annotated[
     Path | None, typer.Option("--from", help="folder of this side's share of a model to go on from; on both sides")
 ]
+Plan = Annotated[
+    Path | None,
+    typer.Option("--plan", help="folder of a statistics run: train on the columns of its plan; on both sides"),
+]
 Alone = Annotated[bool, typer.Option("--alone", help="check this side only; do not reach the peer")]
 
 
 def add_to(app: typer.Typer) -> None:
     """Register the jobs on the command tree."""
-    for command in (check, prepare, align, train, train_alone, predict):
+    for command in (check, prepare, align, statistics, train, train_alone, predict):
         app.command(rich_help_panel="Work with the other party")(command)
+    app.command(rich_help_panel="Look at what came of it")(weigh)
     app.command(rich_help_panel="Put a model to work")(serve)
     app.command(rich_help_panel="Try it on one machine")(simulate)
 
@@ -82,12 +87,60 @@ def align(
     _run("align", party, as_json, style, out=out, overrides=_overrides(data, listen, connect))
 
 
+def statistics(
+    party: PartyPath,
+    data: DataPath = None,
+    out: OutPath = None,
+    listen: Listen = None,
+    connect: Connect = None,
+    as_json: Json = False,
+    style: Style = "auto",
+) -> None:
+    """Information values, correlations, variance inflation, stability, missing rates, as far as the contract allows.
+
+    Each party keeps its half of the plan of columns that comes of it, for train --plan.
+
+    Example: party-a statistics      (and party-b statistics at the other end)
+    """
+    _run("statistics", party, as_json, style, out=out, overrides=_overrides(data, listen, connect))
+
+
+def weigh(
+    party: PartyPath,
+    out: Annotated[Path, typer.Option("--out", help="CSV file to write")],
+    run_folder: Annotated[
+        Path | None, typer.Option("--statistics", help="folder of the run; <output>/statistics by default")
+    ] = None,
+    data: DataPath = None,
+    as_json: Json = False,
+) -> None:
+    """Replace the columns of this side's table by the weights of evidence of a statistics run; nothing is sent.
+
+    Example: party-a weigh --data new_customers.csv --out weighed.csv
+    """
+    from fedlearn.jobs_statistics import weigh as job
+
+    if out.exists():
+        raise OutputExists(f"{out} already exists")
+    own = load_party(party, _overrides(data, None, None))
+    contract = load_contract(own.contract)
+    result = job(own.data, contract, contract.role_of(own.party), run_folder or own.output.folder / "statistics", out)
+    if as_json:
+        print(json.dumps(result))
+        return
+    plain = {name: value for name, value in result.items() if name != "warnings"}
+    show.out.print(show.facts_table(f"{own.party}: weighed", plain))
+    for warning in result["warnings"]:
+        show.out.print(f"warning: {warning}")
+
+
 def train(
     party: PartyPath,
     data: DataPath = None,
     out: OutPath = None,
     resume: Resume = False,
     earlier: From = None,
+    plan: Plan = None,
     listen: Listen = None,
     connect: Connect = None,
     as_json: Json = False,
@@ -100,7 +153,7 @@ def train(
     Example: party-a train --resume      (and party-b train --resume at the other end)
     """
     _run(
-        "train", party, as_json, style, out=out, resume=resume, earlier=earlier,
+        "train", party, as_json, style, out=out, resume=resume, earlier=earlier, plan=plan,
         overrides=_overrides(data, listen, connect),
     )  # fmt: skip
 
@@ -156,8 +209,9 @@ def serve(party: PartyPath) -> None:
 
 def simulate(
     parties: Annotated[list[Path], typer.Argument(help="the two party files")],
-    job: Annotated[str, typer.Option(help="check, align, train or predict")] = "train",
+    job: Annotated[str, typer.Option(help="check, align, statistics, train or predict")] = "train",
     resume: Resume = False,
+    plan: Annotated[list[Path] | None, typer.Option("--plan", help="the two plans' folders, in that order")] = None,
     as_json: Json = False,
     style: Style = "auto",
 ) -> None:
@@ -165,9 +219,18 @@ def simulate(
 
     Example: fedlearn simulate bank.toml platform.toml --job train --json
     """
-    if len(parties) != 2 or job not in ("check", "align", "train", "predict"):
-        raise OwnMistake("simulate takes two party files and --job check, align, train or predict")
-    sides = {own.role: own for own in (jobs.prepare(load_party(path), job, resume=resume) for path in parties)}  # type: ignore[arg-type]
+    if len(parties) != 2 or job not in ("check", "align", "statistics", "train", "predict"):
+        raise OwnMistake("simulate takes two party files and --job check, align, statistics, train or predict")
+    if plan and (len(plan) != 2 or job != "train"):
+        raise OwnMistake("--plan is given twice, once for each party file, and with --job train only")
+    folders: list[Path | None] = [*plan] if plan else [None, None]
+    sides = {
+        own.role: own
+        for own in (
+            jobs.prepare(load_party(path), job, resume=resume, plan=folder)  # type: ignore[arg-type]
+            for path, folder in zip(parties, folders, strict=True)
+        )
+    }
     if set(sides) != {"active", "passive"}:
         raise OwnMistake(f"{parties[0]} and {parties[1]} are the same side of the contract")
     active, passive = sides["active"], sides["passive"]
@@ -209,12 +272,13 @@ def _run(
     out: Path | None = None,
     resume: bool = False,
     earlier: Path | None = None,
+    plan: Path | None = None,
     overrides: dict[str, Any],
 ) -> None:
     _check_style(style)
     party = load_party(path, overrides)
     contract = load_contract(party.contract)
-    own = jobs.prepare(party, job, model=model, out=out, resume=resume, earlier=earlier)
+    own = jobs.prepare(party, job, model=model, out=out, resume=resume, earlier=earlier, plan=plan)
     if alone:
         from fedlearn.keys import check_own
 

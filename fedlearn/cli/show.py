@@ -192,6 +192,10 @@ def facts_table(title: str, facts: dict[str, Any]) -> Table:
 
 
 def _shown(name: str, value: Any) -> str:
+    if value is None:
+        return ""
+    if isinstance(value, dict):
+        return ", ".join(f"{key} {_shown(key, one)}" for key, one in value.items())
     if isinstance(value, float):
         return f"{value:.4g}"
     if isinstance(value, bool):
@@ -211,14 +215,15 @@ def importance_table(importance: dict[str, dict[str, float]], most: int = 12) ->
     return table
 
 
-#: Lists of a regression's result that are shown as tables.
 _SAMPLES = {
     "held_out": "Held-out rows (cross-validation, same learner, same folds)",
     "out_of_time": "Out-of-time rows",
     "validation": "Validation rows (early stopping)",
     "fitted": "Training rows",
 }
+#: Lists of a result that are shown as tables.
 _LISTS = {
+    "features": "Statistics by column",
     "coefficients": "Coefficients",
     "peer_coefficients_standardised": "The peer's coefficients, of standardised columns",
     "points": "Points",

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedlearn.contract import Glm
+from fedlearn.kernels import bins as kernel
 
 F64 = NDArray[np.float64]
 I64 = NDArray[np.int64]
@@ -46,7 +47,7 @@ def merge(events: I64, rows: I64, regular: int, ordered: bool, glm: Glm) -> Grou
         events, rows: int64 (bins,), rows with label 1 and all rows of each bin.
         regular: bins that may be merged; the others are for missing and special values.
         ordered: whether these have an order; else they are ordered by their event rate.
-        glm: ``binning``, ``max_groups``, ``least_share``, ``least_events``.
+        glm: ``binning``, ``max_groups``, ``least_share``, ``least_events``, ``least_rate``.
     """
     rate = (events[:regular] + 0.5) / (rows[:regular] + 1.0)
     order = np.arange(regular) if ordered else np.argsort(rate, kind="stable")
@@ -87,16 +88,14 @@ def _merged(cells: F64, total: int, events: float, glm: Glm) -> I64:
     totals = np.maximum(np.array([events, total - events]), 1.0)
     if glm.binning == "tree":
         return _tree(cells, totals, total, glm)
-    groups = [(k, k + 1) for k in range(len(cells))]
     if glm.binning == "monotone":
-        rising, falling = _pooled(cells, 1.0), _pooled(cells, -1.0)
-        groups = max((rising, falling), key=lambda found: _value(cells, found, totals))
-        while len(groups) > glm.max_groups:
-            groups = min(_joined(groups), key=lambda found: -_value(cells, found, totals))
+        return _monotone(cells, totals, total, glm)
+    groups = [(k, k + 1) for k in range(len(cells))]
     least = glm.least_share * total
     while len(groups) > 1:
         sums = np.array([cells[a:b].sum(axis=0) for a, b in groups])
-        small = (sums.sum(axis=1) < least) | (sums.min(axis=1) < glm.least_events) | (sums.sum(axis=1) == 0)
+        few = sums.min(axis=1) < np.maximum(glm.least_events, glm.least_rate * sums.sum(axis=1))
+        small = (sums.sum(axis=1) < least) | few | (sums.sum(axis=1) == 0)
         if not small.any():
             break
         at = int(np.argmin(np.where(small, sums.sum(axis=1), np.inf)))
@@ -107,22 +106,24 @@ def _merged(cells: F64, total: int, events: float, glm: Glm) -> I64:
     return np.array([a for a, _ in groups[1:]], np.int64)
 
 
-def _pooled(cells: F64, sign: float) -> list[tuple[int, int]]:
-    """Pool adjacent violators, so that event rates rise (sign 1) or fall (sign −1)."""
-    found: list[tuple[int, int]] = []
-    sums: list[F64] = []
-    for k, cell in enumerate(cells):
-        found.append((k, k + 1))
-        sums.append(cell)
-        while len(found) > 1 and _violates(sums[-2], sums[-1], sign):
-            found[-2:] = [(found[-2][0], found[-1][1])]
-            sums[-2:] = [sums[-2] + sums[-1]]
+def _monotone(cells: F64, totals: F64, total: int, glm: Glm) -> I64:
+    """Where the groups of the largest information value begin, of those whose event rates go one way."""
+    best, found = -1.0, np.zeros(0, np.int64)
+    for sign in (1.0, -1.0):
+        begins = np.zeros(len(cells), np.int64)
+        value, count = kernel.best_groups(
+            cells,
+            totals,
+            glm.least_share * total,
+            float(glm.least_events),
+            glm.least_rate,
+            glm.max_groups,
+            sign,
+            begins,
+        )
+        if value > best + 1e-12:
+            best, found = value, begins[: count - 1]
     return found
-
-
-def _violates(left: F64, right: F64, sign: float) -> bool:
-    """Whether the event rate does not go the right way; empty cells join their neighbour."""
-    return bool(sign * (right[0] * left.sum() - left[0] * right.sum()) <= 0)
 
 
 def _joined(groups: list[tuple[int, int]]) -> list[list[tuple[int, int]]]:
@@ -147,7 +148,9 @@ def _tree(cells: F64, totals: F64, total: int, glm: Glm) -> I64:
             for cut in range(a + 1, b):
                 left, right = before[cut] - before[a], before[b] - before[cut]
                 fits = min(left.sum(), right.sum()) >= max(least, 1)
-                if fits and min(left.min(), right.min()) >= glm.least_events:
+                if fits and all(
+                    part.min() >= max(glm.least_events, glm.least_rate * part.sum()) for part in (left, right)
+                ):
                     gained = _value(cells, [(a, cut), (cut, b)], totals) - whole
                     best, gain = (cut, gained) if gained > gain else (best, gain)
         if best < 0:

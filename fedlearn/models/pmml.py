@@ -1,7 +1,9 @@
 """One side's points as a PMML 4.4 Scorecard (Data Mining Group, dmg.org/pmml/v4-4-1/Scorecard.html).
 
 Attributes are tried in order and the first that holds gives the points: missing, special values, then ascending upper
-edges or sets of texts; what is left counts as the last bin, or for texts that training never saw as missing.
+edges or sets of texts; what is left counts as the last bin, or for texts that training never saw as missing. Reasons
+are ranked by the points that a characteristic lost; one that the contract has no code for goes by its column's name.
+Columns that share a code are ranked one by one, where ours add them up.
 """
 
 from __future__ import annotations
@@ -47,11 +49,19 @@ def pmml(points: Points, name: str) -> str:
     schema = ET.SubElement(card, "MiningSchema")
     for column in points.columns:
         ET.SubElement(schema, "MiningField", {"name": column.feature, "invalidValueTreatment": "asIs"})
+    output = ET.SubElement(card, "Output")
     ET.SubElement(
-        ET.SubElement(card, "Output"),
+        output,
         "OutputField",
         {"name": "points", "feature": "predictedValue", "dataType": "double", "optype": "continuous"},
     )
+    for rank in range(1, min(points.settings.reasons, len(points.columns)) + 1):
+        ET.SubElement(
+            output,
+            "OutputField",
+            {"name": f"reason_{rank}", "feature": "reasonCode", "rank": str(rank), "dataType": "string",
+             "optype": "categorical"},
+        )  # fmt: skip
     characteristics = ET.SubElement(card, "Characteristics")
     for column, by_group, code, baseline in zip(
         points.columns, points.points, points.codes, points.references, strict=True
