@@ -84,10 +84,6 @@ class Align(_Strict):
 
     @model_validator(mode="after")
     def _possible(self) -> Align:
-        if self.method == "ot" and self.mode == "cardinality":
-            raise ValueError(
-                "mode cardinality needs method ecdh (or auto): by ot, the active side learns which IDs match"
-            )
         if self.method == "cached" and (self.mode == "cardinality" or self.also or self.pad_rows):
             raise ValueError(
                 "method cached takes one key and modes mutual and one-sided: the active side learns which IDs match, "

@@ -45,6 +45,8 @@ KINDS = (
     pb.AlignMasked,
     pb.AlignValues,
     pb.AlignFound,
+    pb.AlignHints,
+    pb.AlignSums,
     pb.AlignTable,
     pb.AlignKept,
     pb.AlignUpdate,
