@@ -532,7 +532,7 @@ def _tables(
         return None
     if role == "active":
         return tables.shelf(party.output.folder / "tables")
-    return tables.load(party.output.folder / "prepared", table.ids, contract)
+    return tables.load(party.output.folder / "prepared", table.keys, contract)
 
 
 def prepare_table(party: PartyFile, progress: OnProgress | None = None) -> Summary:
@@ -546,14 +546,15 @@ def prepare_table(party: PartyFile, progress: OnProgress | None = None) -> Summa
     contract.check_not_expired()
     if contract.align.method != "cached" or contract.role_of(party.party) != "passive":
         raise NotInContract(f"contract {contract.name!r} asks for no table to be prepared by {party.party!r}")
-    table = load_table(party.data, contract.align.key, {}, None, contract.budget.rows)
+    agreed = contract.align
+    table = load_table(party.data, agreed.key, {}, None, contract.budget.rows, also=agreed.also)
     folder, started = party.output.folder / "prepared", time.monotonic()
 
     def report(done: int, total: int) -> None:
         if progress:
             progress(Progress("prepare", done, total, "ids", time.monotonic() - started, 0, 0))
 
-    done = tables.prepare(folder, table.ids, contract, report)
+    done = tables.prepare(folder, table.keys, contract, report)
     seconds = time.monotonic() - started
     return {"job": "prepare", "party": party.party, **vars(done), "seconds": seconds, "folder": str(folder)}
 

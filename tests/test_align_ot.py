@@ -149,12 +149,9 @@ def test_auto_takes_the_one_that_is_faster(count: int, method: str, monkeypatch:
         return {line["message"] for line in channel.ledger.lines()}
 
     assert method in simulate(active, lambda c: align_passive(c, ids, agreed))[0]
-    assert align._method(contract("cardinality", method="auto"), (10**6, 10**6)) == "ecdh"
-
-
-def test_cardinality_is_not_offered() -> None:
-    with pytest.raises(ValueError, match="mode cardinality needs method ecdh"):
-        contract("cardinality", method="ot")
+    counting = contract("cardinality", method="auto")
+    assert align._method(counting, (10**6, 10**6)) == "ot"
+    assert align._method(counting, (13 * 10**6, 10**6)) == align._method(counting, (20, 20)) == "ecdh"
 
 
 @pytest.mark.parametrize("mode", MODES)

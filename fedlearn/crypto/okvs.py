@@ -14,9 +14,9 @@ With m slots in a fifth, t given keys share all theirs in one fifth with probabi
     t! [x^t] (e^x - x)^m / m^t  ≤  t! (e^x - x)^m / (x·m)^t      for any x > 0
 
 (every slot holds none, or two or more: the exponential generating function), the five are independent, and over all
-sets of t keys the expected number of such is at most Σ_t C(n, t) (that)^5: :func:`failure_log2`, where two or three keys
-count with exactly 1/m and 1/m^2 (all in one slot). With 1.8 n slots the term t = 2 decides. Fewer slots would do (1.43 n in the limit, and 1.23 n with a dense part that is solved by
-elimination), but have no bound so plain.
+sets of t keys the expected number of such is at most Σ_t C(n, t) (that)^5: :func:`failure_log2`, where two or three
+keys count with exactly 1/m and 1/m^2 (all in one slot). With 1.8 n slots the term t = 2 decides. Fewer slots would do
+(1.43 n in the limit, and 1.23 n with a dense part that is solved by elimination), but have no bound so plain.
 """
 
 from __future__ import annotations

@@ -86,6 +86,11 @@ def invert(scalar: bytes) -> bytes:
     return bytes(rbcl.crypto_core_ristretto255_scalar_invert(scalar))
 
 
+def reduce(wide: bytes) -> bytes:
+    """64 uniform bytes as a scalar: modulo the group order, 32 bytes, little-endian."""
+    return bytes(rbcl.crypto_core_ristretto255_scalar_reduce(wide))
+
+
 def raise_points(points: bytes, scalar: bytes) -> bytes:
     """Each point to the power ``scalar`` (in additive notation, times ``scalar``), in order.
 

@@ -322,7 +322,7 @@ def match_values(received: U8, values: U32, top: int, slots: I32, segment: int, 
 
 # --- a table that gives each key its value -----------------------------------------------------------
 
-#: Slots of a key, one in each part of the table. They are words of the item's 512-bit code: five for each of three keys.
+#: Slots of a key, one in each part of the table: words of the item's 512-bit code, five for each of its three keys.
 SPREAD = 5
 
 
@@ -331,7 +331,7 @@ def _slot(codes: U32, item: int, third: int, part: int, segment: int) -> int:
     """The slot in ``part`` of the key (item, third)."""
     word = SPREAD * third + part
     scaled = (np.uint64(codes[word >> 2, item, word & 3]) * np.uint64(segment)) >> np.uint64(32)
-    return np.int64(scaled) + part * segment
+    return int(np.int64(scaled)) + part * segment
 
 
 @njit(**_FLAGS)
@@ -352,7 +352,7 @@ def peel(codes: U32, segment: int, order: I32, owner: I32) -> int:
     for item in range(codes.shape[1]):
         for third in range(3):
             for part in range(SPREAD):
-                at = _slot(codes, item, third, part, segment)  # type: ignore[call-arg]
+                at = _slot(codes, item, third, part, segment)
                 degree[at] += 1
                 mixed[at] ^= np.int32(3 * item + third)
     stack = np.empty(size, np.int32)
@@ -370,7 +370,7 @@ def peel(codes: U32, segment: int, order: I32, owner: I32) -> int:
         order[done], owner[done] = key, free
         done += 1
         for part in range(SPREAD):
-            at = _slot(codes, key // 3, key % 3, part, segment)  # type: ignore[call-arg]
+            at = _slot(codes, key // 3, key % 3, part, segment)
             degree[at] -= 1
             mixed[at] ^= np.int32(key)
             if degree[at] == 1:
@@ -392,7 +392,7 @@ def fill(codes: U32, segment: int, order: I32, owner: I32, values: U64, table: U
         key, own = np.int64(order[at]), owner[at]
         total = values[key]
         for part in range(SPREAD):
-            slot = _slot(codes, key // 3, key % 3, part, segment)  # type: ignore[call-arg]
+            slot = _slot(codes, key // 3, key % 3, part, segment)
             if slot != own:
                 total ^= table[slot]
         table[own] = total
@@ -403,4 +403,4 @@ def look_up(codes: U32, thirds: U8, segment: int, table: U64, first: int, last: 
     """out[i] ^= the sum (⊕) of the slots of key (i, thirds[i]), for items ``first`` to ``last``."""
     for i in range(first, last):
         for part in range(SPREAD):
-            out[i] ^= table[_slot(codes, i, thirds[i], part, segment)]  # type: ignore[call-arg]
+            out[i] ^= table[_slot(codes, i, thirds[i], part, segment)]

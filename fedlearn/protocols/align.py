@@ -3,9 +3,9 @@
 Both sides exchange AlignOpen: the length of their list, and the alignment they have on file; equal ids: done, reuse it.
 Otherwise, for each key column of the contract in turn, one of two protocols finds which of the active side's IDs the
 passive side has, and where in an order of its rows that it has drawn: :mod:`fedlearn.protocols.align_ecdh` or
-:mod:`fedlearn.protocols.align_ot` (which counts, in ``cardinality``, by :mod:`fedlearn.protocols.align_count`), by
-default (method ``auto``) the first for lists that have fewer than :data:`FEW` IDs together. With method ``cached`` a third, :mod:`fedlearn.protocols.align_cached`, asks a table prepared ahead. The
-passive side learns nothing from that::
+:mod:`fedlearn.protocols.align_ot` (in ``cardinality`` :mod:`fedlearn.protocols.align_count`, which counts them unseen),
+by default (method ``auto``) the first for lists that have fewer than :data:`FEW` IDs together. With method ``cached`` a
+third, :mod:`fedlearn.protocols.align_cached`, asks a table prepared ahead. The passive side learns nothing from that::
 
     both                  AlignOpen     length of the list, id of the alignment on file
     for each key:         by ecdh, ot or cached, see there
@@ -65,7 +65,6 @@ from fedlearn.errors import (
     WrongLength,
 )
 from fedlearn.protocols import align_cached, align_count, align_ecdh, align_ot
-from fedlearn.protocols.align_ot import Found
 from fedlearn.v1 import align_pb2 as pb
 
 Rows = npt.NDArray[np.int64]
@@ -74,8 +73,6 @@ Ids: TypeAlias = "Sequence[bytes] | pa.StringArray"
 #: IDs of both sides together below which ``auto`` takes ``ecdh``: where both take as long.
 FEW = 3000
 
-#: The same for ``cardinality``, whose oblivious transfers have more to set up.
-FEW_TO_COUNT = 6000
 _MOST_TO_COUNT = 12_000_000  # IDs of the active side for which oblivious transfer surely has bins enough
 
 _ID_BYTES = 16
@@ -258,25 +255,17 @@ def align_active(
         work = (2 if counting else 1) * lengths[0] + lengths[1] if method == "ot" else 2 * lengths[0]
         done = _Progress(channel, len(keys) * work).add
 
-        def find(ids: pa.Array, tag: bytes) -> Found:
-            if method == "cached":
-                return align_cached.find(channel, ids, lengths, contract.align.queries.session, shelf, done)
-            by = align_ot.find if method == "ot" else align_ecdh.find
-            return by(channel, ids, lengths, tag, done)
-
-        def count(ids: pa.Array, tag: bytes) -> tuple[bytes, int]:
-            if method == "ot":
-                return align_count.find(channel, ids, lengths, tag, done)
-            found = find(ids, tag)
-            return found.said, len(found.positions)
-
         tagged = [(key.ids, _tag(channel, contract, k)) for k, key in enumerate(keys)]
+        if method == "ot" and counting:
+            counted = [align_count.find(channel, ids, lengths, tag, done) for ids, tag in tagged]
+            return _tell_counts(channel, contract, counted)
+        if method == "cached":
+            found = align_cached.find(channel, [key.ids for key in keys], lengths, contract, shelf, done)
+        else:
+            by = align_ot.find if method == "ot" else align_ecdh.find
+            found = [by(channel, ids, lengths, tag, done) for ids, tag in tagged]
         if counting:
-            counted = [count(*one) for one in tagged]
-            for _, shared in counted:
-                channel.send(pb.AlignCount(shared=shared))
-            return _counts(_identify(channel, contract, [said for said, _ in counted]), [n for _, n in counted])
-        found = [find(*one) for one in tagged]
+            return _tell_counts(channel, contract, [(one.said, len(one.positions)) for one in found])
         run_id = _identify(channel, contract, [one.said for one in found])
         rows, by_key = _combine(channel, [(keys[k].rows[f.mine], f.positions) for k, f in enumerate(found)], peer_rows)
         positions = np.flatnonzero(rows >= 0)
@@ -325,20 +314,20 @@ def align_passive(
             return reused
         lengths = peer_rows, length(own_rows, contract, "passive")
         method = _method(contract, lengths)
-        done = _Progress(channel, lengths[0] if method == "cached" else len(keys) * sum(lengths)).add
+        done = _Progress(channel, len(keys) * (lengths[0] if method == "cached" else sum(lengths))).add
         order = prepared.order if method == "cached" and prepared else Draws().permutation(lengths[1])
         said = []
-        for k, key in enumerate(keys):
+        if method == "cached" and prepared:
+            said = align_cached.offer(channel, prepared, lengths, contract, done)
+        for k, key in enumerate(keys if method != "cached" else []):
             tag = _tag(channel, contract, k)
-            if method == "cached" and prepared:
-                said.append(align_cached.offer(channel, prepared, lengths[0], contract.align.queries.session, done))
-            elif method == "ot" and mode == "cardinality":
+            if method == "ot" and mode == "cardinality":
                 said.append(align_count.offer(channel, key.ids, key.rows, lengths, tag, done))
             elif method == "ot":
                 said.append(align_ot.offer(channel, key.ids, key.rows, lengths, order, tag, done))
             else:
-                shuffled = mode == "cardinality"
-                said.append(align_ecdh.offer(channel, key.ids, key.rows, lengths, order, shuffled, tag, done))
+                counting = mode == "cardinality"
+                said.append(align_ecdh.offer(channel, key.ids, key.rows, lengths, order, counting, tag, done))
         run_id = _identify(channel, contract, said)
         if mode == "one-sided":
             return Alignment(run_id, mode, lengths[1], None, order)
@@ -389,6 +378,14 @@ def _example(mine: Rows, clash: npt.NDArray[np.bool_], matched: Rows) -> int:
     if clash.any():
         return int(mine[np.argmax(clash)])
     return int(np.argmax(np.bincount(matched) > 1))
+
+
+def _tell_counts(channel: Channel, contract: Contract, counted: list[tuple[bytes, int]]) -> Alignment:
+    """The active side's result in ``cardinality``: for each key, what was said, and how many IDs are shared."""
+    counts = [count for _, count in counted]
+    for count in counts:
+        channel.send(pb.AlignCount(shared=count))
+    return _counts(_identify(channel, contract, [said for said, _ in counted]), counts)
 
 
 def _counts(run_id: bytes, counts: list[int]) -> Alignment:
@@ -448,9 +445,8 @@ def _method(contract: Contract, lengths: tuple[int, int]) -> str:
     """The protocol to run, which both sides conclude from the contract and the lengths."""
     if contract.align.method != "auto":
         return contract.align.method
-    if contract.align.mode == "cardinality":
-        return "ecdh" if sum(lengths) < FEW_TO_COUNT or lengths[0] > _MOST_TO_COUNT else "ot"
-    return "ecdh" if sum(lengths) < FEW else "ot"
+    many = contract.align.mode == "cardinality" and lengths[0] > _MOST_TO_COUNT
+    return "ecdh" if sum(lengths) < FEW or many else "ot"
 
 
 def _tag(channel: Channel, contract: Contract, key: int) -> bytes:

@@ -10,7 +10,7 @@ they are to count the bins in which these are equal, without a look at any one::
       AlignRaised, AlignMasked as in align_ot    ◄──►      AlignBases
       a = F_b(x) ⊕ table(x)                      ◄──       AlignHints
       three times, 1 of 16 transfers:
-        chooses by each 4 bits of a              ──►       offers bit [w ≠ those of t] ⊕ s for each w, s fresh and random
+        chooses by each 4 bits of a              ──►       offers [w ≠ those of t] ⊕ s for each w, s fresh and random
         a := the bits obtained                   ◄──       t := the bits s
       now a, t are bits, equal where x is shared
       AlignMasked       n bits, masked           ──►
