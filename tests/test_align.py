@@ -396,6 +396,18 @@ NOT_CANONICAL = bytes.fromhex("edfffffffffffffffffffffffffffffffffffffffffffffff
 NEGATIVE = bytes.fromhex("0100000000000000000000000000000000000000000000000000000000000000")
 NOT_SQUARE = bytes.fromhex("26948d35ca62e643e26a83177332e6b6afeb9d08e4268b650f1f5bbd8d81d371")
 
+#: Encodings of points of order 1, 2, 4 and 8 on edwards25519; none is one of ristretto255, but the identity's.
+SMALL_ORDER = [
+    NEGATIVE,
+    bytes.fromhex("ec" + 30 * "ff" + "7f"),
+    IDENTITY,
+    bytes(31) + b"\x80",
+    bytes.fromhex("26e8958fc2b227b045c3f489f2ef98f0d5dfac05d3c63339b13802886d53fc05"),
+    bytes.fromhex("c7176a703d4dd84fba3c0b760d10670f2a2053fa2c39ccc64ec7fd7792ac037a"),
+    bytes.fromhex("26e8958fc2b227b045c3f489f2ef98f0d5dfac05d3c63339b13802886d53fc85"),
+    bytes.fromhex("c7176a703d4dd84fba3c0b760d10670f2a2053fa2c39ccc64ec7fd7792ac03fa"),
+]
+
 
 def multiples(*factors: int) -> bytes:
     return b"".join(ristretto.raise_points(GENERATOR, n.to_bytes(32, "little")) for n in factors)
@@ -407,6 +419,8 @@ BAD_LISTS = [
     (multiples(1) + NOT_CANONICAL + multiples(2), InvalidPoint),
     (NEGATIVE + multiples(1, 2), InvalidPoint),
     (multiples(1, 2) + NOT_SQUARE, InvalidPoint),
+    *((multiples(1, 2) + point, InvalidPoint) for point in SMALL_ORDER),
+    (multiples(1, 2) + multiples(1)[:31] + bytes([multiples(1)[31] | 0x80]), InvalidPoint),  # one of them, in disguise
     (multiples(1, 2, 1), Malformed),
     (multiples(1, 2), WrongLength),
     (multiples(1, 2, 3, 4), WrongLength),
