@@ -32,7 +32,7 @@ from fedlearn.crypto.lwe import Plan
 from fedlearn.crypto.privacy import epsilon_of
 from fedlearn.data import Binning, FeatureBins, PartyTable, fit_binning, load_table
 from fedlearn.errors import BadConfig, BadLabel, NotInContract, OutputExists, WrongCheckpoint, WrongModel
-from fedlearn.keys import check_own, is_signed, sign
+from fedlearn.keys import check_own, is_signed, key_fingerprint, sign
 from fedlearn.learner import booster
 from fedlearn.learner.booster import Rows
 from fedlearn.learner.grower import Features
@@ -575,6 +575,8 @@ def _save_alignment(folder: Path, alignment: Alignment, own: Own) -> None:
         "size": alignment.size,
         "shared": alignment.shared,
         "by_key": alignment.by_key,
+        "table_key": alignment.table_key.hex(),
+        "signed_by": key_fingerprint(own.key) if own.key is not None else "",
         "rows_sha256": hashlib.sha256((folder / "rows.arrow").read_bytes()).hexdigest(),
     }
     body = (json.dumps(head, indent=1) + "\n").encode()
@@ -602,7 +604,8 @@ def _alignment_on_file(folder: Path, contract: Contract, table: PartyTable, key:
             raise WrongModel(f"the rows of the alignment in {folder} are not those that were signed")
         rows = feather.read_table(folder / "rows.arrow")["row"].to_numpy()
         identity, by_key = bytes.fromhex(head["alignment_id"]), tuple(head["by_key"])
-        return Alignment(identity, head["mode"], head["size"], head["shared"], rows, by_key)
+        table_key = bytes.fromhex(head.get("table_key", ""))
+        return Alignment(identity, head["mode"], head["size"], head["shared"], rows, by_key, table_key)
     except (OSError, ValueError, KeyError, TypeError, pa.ArrowException) as error:
         raise WrongModel(f"the alignment in {folder} is damaged: {error}") from None
 

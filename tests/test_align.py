@@ -299,6 +299,32 @@ def test_it_is_not_reused_for_another_mode_or_a_shorter_table() -> None:
 # --- several keys ------------------------------------------------------------------------------------
 
 
+@settings(max_examples=6, deadline=None)
+@given(
+    sizes=st.tuples(*[st.integers(0, 11).map(lambda k: 2**k)] * 2),
+    share=st.sampled_from([0.0, 0.01, 0.5, 1.0]),
+    mode=st.sampled_from(MODES),
+    seed=st.integers(0, 2**32 - 1),
+)
+def test_any_overlap_of_any_sizes(sizes: tuple[int, int], share: float, mode: str, seed: int) -> None:
+    shared = round(share * min(sizes))
+    draw = np.random.default_rng(seed)
+    people = [b"%d" % i for i in draw.permutation(10**6)[: sum(sizes) - shared]]
+    active = people[: sizes[0]]
+    passive = [people[sizes[0] - shared + i] for i in draw.permutation(sizes[1])]
+    agreed = contract(mode, rows=10**6)
+    sides = (lambda c: align_active(c, active, agreed), lambda c: align_passive(c, passive, agreed))
+    if not shared and mode != "cardinality":
+        with pytest.raises(NoOverlap):
+            simulate(*sides)
+        return
+    a, p = simulate(*sides)
+    assert a.shared == shared
+    if mode != "cardinality":
+        found = {(active[i], passive[j]) for i, j in zip(a.rows, p.rows, strict=True) if i >= 0}
+        assert found == {(one, one) for one in set(active) & set(passive)}
+
+
 def several(mode: str, method: str) -> Contract:
     """Two keys."""
     one = contract(mode, method=method)

@@ -189,6 +189,21 @@ def test_against_sets(tmp_path_factory: pytest.TempPathFactory, active: Any, pas
             assert mine < 0 or active[mine] == passive[theirs]
 
 
+@pytest.mark.parametrize(("sizes", "shared"), [((1, 4000), 1), ((3000, 500), 500), ((2000, 3000), 7)])
+@pytest.mark.parametrize("mode", ["mutual", "cardinality"])
+def test_longer_lists(tmp_path: Path, mode: str, sizes: tuple[int, int], shared: int) -> None:
+    active = numbered(*range(sizes[0]))
+    passive = numbered(*range(sizes[0] - shared, sizes[0] - shared + sizes[1]))
+    agreed = contract(mode, session=5000, total=5000, day=5000)
+    prepare(tmp_path, passive, agreed)
+    a, p, _ = run(tmp_path, active, passive, agreed)
+    assert a.shared == p.shared == shared
+    if mode == "mutual":
+        assert {(active[i], passive[j]) for i, j in zip(a.rows, p.rows, strict=True)} == {
+            (one, one) for one in set(active) & set(passive)
+        }
+
+
 def test_rows_may_stand_in_another_order(tmp_path: Path) -> None:
     prepare(tmp_path, numbered(*range(50)))
     check(tmp_path, numbered(*range(40, 60)), numbered(*range(49, -1, -1)))

@@ -40,7 +40,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -198,6 +198,7 @@ class Alignment:
             in ``cardinality`` how many it matches alone, on both sides.
         rows: int64 of shape (size,), this side's row at each position of the common order; -1 where it has none
             (the active side in ``one-sided``). Shape (0,) in ``cardinality``.
+        table_key: with method ``cached``, fingerprint of the prepared table's key; else empty (keys live one session).
     """
 
     id: bytes
@@ -206,6 +207,7 @@ class Alignment:
     shared: int | None
     rows: Rows
     by_key: tuple[int, ...] = ()
+    table_key: bytes = b""
 
 
 @dataclass(frozen=True)
@@ -259,13 +261,15 @@ def align_active(
         if method == "ot" and counting:
             counted = [align_count.find(channel, ids, lengths, tag, done) for ids, tag in tagged]
             return _tell_counts(channel, contract, counted)
+        table_key = b""
         if method == "cached":
-            found = align_cached.find(channel, [key.ids for key in keys], lengths, contract, shelf, done)
+            found, table_key = align_cached.find(channel, [key.ids for key in keys], lengths, contract, shelf, done)
         else:
             by = align_ot.find if method == "ot" else align_ecdh.find
             found = [by(channel, ids, lengths, tag, done) for ids, tag in tagged]
         if counting:
-            return _tell_counts(channel, contract, [(one.said, len(one.positions)) for one in found])
+            counted = [(one.said, len(one.positions)) for one in found]
+            return replace(_tell_counts(channel, contract, counted), table_key=table_key)
         run_id = _identify(channel, contract, [one.said for one in found])
         rows, by_key = _combine(channel, [(keys[k].rows[f.mine], f.positions) for k, f in enumerate(found)], peer_rows)
         positions = np.flatnonzero(rows >= 0)
@@ -275,7 +279,7 @@ def align_active(
             raise _no_overlap(channel)
         if mode == "mutual":
             rows = rows[positions]
-        return Alignment(run_id, mode, len(rows), len(positions), rows, by_key)
+        return Alignment(run_id, mode, len(rows), len(positions), rows, by_key, table_key)
 
 
 def align_passive(
@@ -329,14 +333,16 @@ def align_passive(
                 counting = mode == "cardinality"
                 said.append(align_ecdh.offer(channel, key.ids, key.rows, lengths, order, counting, tag, done))
         run_id = _identify(channel, contract, said)
+        table_key = prepared.fingerprint if method == "cached" and prepared else b""
         if mode == "one-sided":
-            return Alignment(run_id, mode, lengths[1], None, order)
+            return Alignment(run_id, mode, lengths[1], None, order, table_key=table_key)
         if mode == "mutual":
             rows = order[_hear(channel, own_rows, lengths, order)]
             if not len(rows):
                 raise _no_overlap(channel)
-            return Alignment(run_id, mode, len(rows), len(rows), rows)
-        return _counts(run_id, [_hear_count(channel, min(lengths)) for _ in keys])
+            return Alignment(run_id, mode, len(rows), len(rows), rows, table_key=table_key)
+        counts = [_hear_count(channel, min(lengths)) for _ in keys]
+        return replace(_counts(run_id, counts), table_key=table_key)
 
 
 # --- several keys ------------------------------------------------------------------------------------

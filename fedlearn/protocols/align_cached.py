@@ -130,7 +130,7 @@ def version_of(values: Values) -> bytes:
 
 def find(
     channel: Channel, keys: Sequence[pa.Array], lengths: tuple[int, int], contract: Contract, shelf: Shelf, done: Done
-) -> list[Found]:
+) -> tuple[list[Found], bytes]:
     """The active side.
 
     Args:
@@ -142,7 +142,8 @@ def find(
         done: told how many IDs were worked on since the last call.
 
     Returns:
-        For each key what was found; in ``cardinality`` only how many there are means something.
+        For each key what was found, of which in ``cardinality`` only the number means something; the fingerprint of
+        the table's key.
 
     Raises:
         OverBudget: more questions than the contract allows in a session.
@@ -163,7 +164,7 @@ def find(
         if len(np.unique(positions)) < len(mine) or len(np.unique(own)) < len(own):
             raise channel.misbehaved(Malformed, "sent answers that make two IDs one")
         found.append(Found(said, order[mine], positions))
-    return found
+    return found, table.key
 
 
 def _ask(
