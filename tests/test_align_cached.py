@@ -814,6 +814,14 @@ def test_prepare_and_count_by_two_keys_on_the_command_line(tmp_path: Path, capsy
 
 
 @pytest.mark.processes
+def test_bench_of_counting() -> None:
+    sizes = ("--rows", "40", "--rows-b", "300", "--openmined-rows", "0")
+    said = bench("align", "--method", "cached", "--mode", "cardinality", *sizes)
+    assert said["exact"]
+    assert said["prepare_seconds"] > 0
+
+
+@pytest.mark.processes
 def test_bench() -> None:
     said = bench("align", "--method", "cached", "--rows", "40", "--rows-b", "300", "--openmined-rows", "0")
     assert said["exact"]
