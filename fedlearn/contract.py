@@ -71,7 +71,11 @@ class Queries(_Strict):
 
     session: int = Field(100_000, ge=1, description="in one session")
     day: int = Field(200_000, ge=1, description="on one day (UTC), in all sessions")
-    total: int = Field(1_000_000, ge=1, description="as long as the table's key lives")
+    total: int = Field(
+        1_000_000,
+        ge=1,
+        description="as long as the table's key lives; in cardinality, of all keys",
+    )
 
 
 class Align(_Strict):
@@ -93,14 +97,15 @@ class Align(_Strict):
 
     @model_validator(mode="after")
     def _possible(self) -> Align:
-        if self.method == "ot" and self.mode == "cardinality":
+        if self.method == "cached" and self.mode == "mutual" and self.pad_rows:
             raise ValueError(
-                "mode cardinality needs method ecdh (or auto): by ot, the active side learns which IDs match"
+                "method cached takes pad_rows in modes one-sided and cardinality: in mutual, versions of the table are "
+                "kept, and show how many rows came and went whatever their padding"
             )
-        if self.method == "cached" and (self.mode == "cardinality" or self.also or self.pad_rows):
+        if self.method == "cached" and self.pad_rows * len(self.keys) > self.queries.session:
             raise ValueError(
-                "method cached takes one key and modes mutual and one-sided: the active side learns which IDs match, "
-                "one table has one order, and its length shows whatever pad_rows is"
+                f"lists of pad_rows {self.pad_rows} make {self.pad_rows * len(self.keys)} questions in a session, "
+                f"and queries.session is {self.queries.session}"
             )
         return self
 

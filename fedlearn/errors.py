@@ -139,7 +139,7 @@ class BadIds(OwnMistake):
 
 
 class NotPrepared(OwnMistake):
-    """The table that this side prepared for alignment is missing, of other rows, or damaged."""
+    """The table that this side prepared for alignment is missing, of other rows, spent, or damaged."""
 
     exit_code = 39
     resolve = "Run `prepare` on this side; if its files are damaged, remove them first."

@@ -32,7 +32,7 @@ from fedlearn.crypto.lwe import Plan
 from fedlearn.crypto.privacy import epsilon_of
 from fedlearn.data import Binning, FeatureBins, PartyTable, fit_binning, load_table, periods
 from fedlearn.errors import BadConfig, BadLabel, NotInContract, OutputExists, WrongCheckpoint, WrongModel
-from fedlearn.keys import check_own, is_signed, sign
+from fedlearn.keys import check_own, is_signed, key_fingerprint, sign
 from fedlearn.learner import booster
 from fedlearn.learner.booster import Rows
 from fedlearn.learner.grower import Features
@@ -629,7 +629,7 @@ def _tables(
         return None
     if role == "active":
         return tables.shelf(party.output.folder / "tables")
-    return tables.load(party.output.folder / "prepared", table.ids, contract)
+    return tables.load(party.output.folder / "prepared", table.keys, contract)
 
 
 def prepare_table(party: PartyFile, progress: OnProgress | None = None) -> Summary:
@@ -643,14 +643,15 @@ def prepare_table(party: PartyFile, progress: OnProgress | None = None) -> Summa
     contract.check_not_expired()
     if contract.align.method != "cached" or contract.role_of(party.party) != "passive":
         raise NotInContract(f"contract {contract.name!r} asks for no table to be prepared by {party.party!r}")
-    table = load_table(party.data, contract.align.key, {}, None, contract.budget.rows)
+    agreed = contract.align
+    table = load_table(party.data, agreed.key, {}, None, contract.budget.rows, also=agreed.also)
     folder, started = party.output.folder / "prepared", time.monotonic()
 
     def report(done: int, total: int) -> None:
         if progress:
             progress(Progress("prepare", done, total, "ids", time.monotonic() - started, 0, 0))
 
-    done = tables.prepare(folder, table.ids, contract, report)
+    done = tables.prepare(folder, table.keys, contract, report)
     seconds = time.monotonic() - started
     return {"job": "prepare", "party": party.party, **vars(done), "seconds": seconds, "folder": str(folder)}
 
@@ -671,6 +672,8 @@ def _save_alignment(folder: Path, alignment: Alignment, own: Own) -> None:
         "size": alignment.size,
         "shared": alignment.shared,
         "by_key": alignment.by_key,
+        "table_key": alignment.table_key.hex(),
+        "signed_by": key_fingerprint(own.key) if own.key is not None else "",
         "rows_sha256": hashlib.sha256((folder / "rows.arrow").read_bytes()).hexdigest(),
     }
     body = (json.dumps(head, indent=1) + "\n").encode()
@@ -698,7 +701,8 @@ def _alignment_on_file(folder: Path, contract: Contract, table: PartyTable, key:
             raise WrongModel(f"the rows of the alignment in {folder} are not those that were signed")
         rows = feather.read_table(folder / "rows.arrow")["row"].to_numpy()
         identity, by_key = bytes.fromhex(head["alignment_id"]), tuple(head["by_key"])
-        return Alignment(identity, head["mode"], head["size"], head["shared"], rows, by_key)
+        table_key = bytes.fromhex(head.get("table_key", ""))
+        return Alignment(identity, head["mode"], head["size"], head["shared"], rows, by_key, table_key)
     except (OSError, ValueError, KeyError, TypeError, pa.ArrowException) as error:
         raise WrongModel(f"the alignment in {folder} is damaged: {error}") from None
 

@@ -10,6 +10,7 @@ ever overwritten.
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 from dataclasses import dataclass
@@ -198,6 +199,13 @@ def is_signed(key: Path, what: bytes, signature: bytes) -> bool:
     except InvalidSignature:
         return False
     return True
+
+
+def key_fingerprint(key: Path) -> str:
+    """SHA-256 of the public half of a party's key (SubjectPublicKeyInfo), hexadecimal. Raises BadCertificate."""
+    kind = serialization.PublicFormat.SubjectPublicKeyInfo
+    public = _signing_key(key).public_key().public_bytes(serialization.Encoding.DER, kind)
+    return hashlib.sha256(public).hexdigest()
 
 
 def _signing_key(path: Path) -> ec.EllipticCurvePrivateKey:

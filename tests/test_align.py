@@ -45,6 +45,8 @@ KINDS = (
     pb.AlignMasked,
     pb.AlignValues,
     pb.AlignFound,
+    pb.AlignHints,
+    pb.AlignSums,
     pb.AlignTable,
     pb.AlignKept,
     pb.AlignUpdate,
@@ -297,6 +299,32 @@ def test_it_is_not_reused_for_another_mode_or_a_shorter_table() -> None:
 # --- several keys ------------------------------------------------------------------------------------
 
 
+@settings(max_examples=6, deadline=None)
+@given(
+    sizes=st.tuples(*[st.integers(0, 11).map(lambda k: 2**k)] * 2),
+    share=st.sampled_from([0.0, 0.01, 0.5, 1.0]),
+    mode=st.sampled_from(MODES),
+    seed=st.integers(0, 2**32 - 1),
+)
+def test_any_overlap_of_any_sizes(sizes: tuple[int, int], share: float, mode: str, seed: int) -> None:
+    shared = round(share * min(sizes))
+    draw = np.random.default_rng(seed)
+    people = [b"%d" % i for i in draw.permutation(10**6)[: sum(sizes) - shared]]
+    active = people[: sizes[0]]
+    passive = [people[sizes[0] - shared + i] for i in draw.permutation(sizes[1])]
+    agreed = contract(mode, rows=10**6)
+    sides = (lambda c: align_active(c, active, agreed), lambda c: align_passive(c, passive, agreed))
+    if not shared and mode != "cardinality":
+        with pytest.raises(NoOverlap):
+            simulate(*sides)
+        return
+    a, p = simulate(*sides)
+    assert a.shared == shared
+    if mode != "cardinality":
+        found = {(active[i], passive[j]) for i, j in zip(a.rows, p.rows, strict=True) if i >= 0}
+        assert found == {(one, one) for one in set(active) & set(passive)}
+
+
 def several(mode: str, method: str) -> Contract:
     """Two keys."""
     one = contract(mode, method=method)
@@ -394,6 +422,18 @@ NOT_CANONICAL = bytes.fromhex("edfffffffffffffffffffffffffffffffffffffffffffffff
 NEGATIVE = bytes.fromhex("0100000000000000000000000000000000000000000000000000000000000000")
 NOT_SQUARE = bytes.fromhex("26948d35ca62e643e26a83177332e6b6afeb9d08e4268b650f1f5bbd8d81d371")
 
+#: Encodings of points of order 1, 2, 4 and 8 on edwards25519; none is one of ristretto255, but the identity's.
+SMALL_ORDER = [
+    NEGATIVE,
+    bytes.fromhex("ec" + 30 * "ff" + "7f"),
+    IDENTITY,
+    bytes(31) + b"\x80",
+    bytes.fromhex("26e8958fc2b227b045c3f489f2ef98f0d5dfac05d3c63339b13802886d53fc05"),
+    bytes.fromhex("c7176a703d4dd84fba3c0b760d10670f2a2053fa2c39ccc64ec7fd7792ac037a"),
+    bytes.fromhex("26e8958fc2b227b045c3f489f2ef98f0d5dfac05d3c63339b13802886d53fc85"),
+    bytes.fromhex("c7176a703d4dd84fba3c0b760d10670f2a2053fa2c39ccc64ec7fd7792ac03fa"),
+]
+
 
 def multiples(*factors: int) -> bytes:
     return b"".join(ristretto.raise_points(GENERATOR, n.to_bytes(32, "little")) for n in factors)
@@ -405,6 +445,8 @@ BAD_LISTS = [
     (multiples(1) + NOT_CANONICAL + multiples(2), InvalidPoint),
     (NEGATIVE + multiples(1, 2), InvalidPoint),
     (multiples(1, 2) + NOT_SQUARE, InvalidPoint),
+    *((multiples(1, 2) + point, InvalidPoint) for point in SMALL_ORDER),
+    (multiples(1, 2) + multiples(1)[:31] + bytes([multiples(1)[31] | 0x80]), InvalidPoint),  # one of them, in disguise
     (multiples(1, 2, 1), Malformed),
     (multiples(1, 2), WrongLength),
     (multiples(1, 2, 3, 4), WrongLength),

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from fedlearn.cli.main import run as command_line
 from fedlearn.contract import Contract, load_contract
 from fedlearn.crypto import dh_oprf, ristretto
 from fedlearn.errors import (
+    AmbiguousIds,
     BadConfig,
     BeyondContract,
     CannotWrite,
@@ -27,21 +29,26 @@ from fedlearn.errors import (
     NoOverlap,
     NotInContract,
     NotPrepared,
+    NullIds,
+    OutOfOrder,
     OverBudget,
     PeerAborted,
     WrongLength,
 )
+from fedlearn.protocols import align_ecdh
 from fedlearn.protocols.align import Alignment, align_active, align_passive
 from fedlearn.protocols.align_cached import NO_SHELF, Prepared, Shelf, _look_up, as_values, version_of
 from fedlearn.v1 import align_pb2 as pb
 from tests.parties import make_keys, make_pair
-from tests.test_align import GENERATOR, KINDS, LAWLESS, multiples, numbered
+from tests.test_align import GENERATOR, KINDS, LAWLESS, SMALL_ORDER, multiples, numbered
 from tests.test_bench import bench
 
 LIMITS = {"session": 100, "day": 1000, "total": 1000}
 
 
-def contract(mode: str = "mutual", active: str = "active", **queries: int) -> Contract:
+def contract(
+    mode: str = "mutual", active: str = "active", pad_rows: int = 0, keys: int = 1, **queries: int
+) -> Contract:
     return Contract.model_validate(
         {
             "name": "test",
@@ -50,7 +57,14 @@ def contract(mode: str = "mutual", active: str = "active", **queries: int) -> Co
             "active": {"name": active, "features": {"x": "number"}},
             "passive": {"name": "passive", "features": {"y": "number"}},
             "label": {"column": "default"},
-            "align": {"mode": mode, "method": "cached", "queries": LIMITS | queries, "key": {"column": "phone"}},
+            "align": {
+                "mode": mode,
+                "method": "cached",
+                "queries": LIMITS | queries,
+                "pad_rows": pad_rows,
+                "key": {"column": "phone"},
+                "also": [{"column": f"key-{k}"} for k in range(1, keys)],
+            },
             "budget": {"rows": 100_000},
         }
     )
@@ -143,10 +157,11 @@ def test_look_up_of_any_bytes(table: set[bytes], data: st.DataObject) -> None:
     own = data.draw(st.lists(st.sampled_from(sorted(table)) | st.binary(min_size=12, max_size=12), unique=True))
     values = as_values(b"".join(sorted(table)))
     assert (np.sort(values) == values).all()
-    mine, places = _look_up(as_values(b"".join(own)), values)
-    assert [(own[i], j) for i, j in zip(mine, places, strict=True)] == [
-        (one, j) for j, one in enumerate(sorted(table)) if one in own
-    ]
+    for ascending in (True, False):
+        mine, places = _look_up(as_values(b"".join(own)), values, ascending)
+        assert [(own[i], j) for i, j in zip(mine, places, strict=True)] == [
+            (one, j) for j, one in enumerate(sorted(table)) if one in own
+        ]
 
 
 # --- honest parties ----------------------------------------------------------------------------------
@@ -172,6 +187,21 @@ def test_against_sets(tmp_path_factory: pytest.TempPathFactory, active: Any, pas
         for mine, theirs in zip(a.rows, p.rows, strict=True):
             assert (mine >= 0) == (passive[theirs] in shared)
             assert mine < 0 or active[mine] == passive[theirs]
+
+
+@pytest.mark.parametrize(("sizes", "shared"), [((1, 4000), 1), ((3000, 500), 500), ((2000, 3000), 7)])
+@pytest.mark.parametrize("mode", ["mutual", "cardinality"])
+def test_longer_lists(tmp_path: Path, mode: str, sizes: tuple[int, int], shared: int) -> None:
+    active = numbered(*range(sizes[0]))
+    passive = numbered(*range(sizes[0] - shared, sizes[0] - shared + sizes[1]))
+    agreed = contract(mode, session=5000, total=5000, day=5000)
+    prepare(tmp_path, passive, agreed)
+    a, p, _ = run(tmp_path, active, passive, agreed)
+    assert a.shared == p.shared == shared
+    if mode == "mutual":
+        assert {(active[i], passive[j]) for i, j in zip(a.rows, p.rows, strict=True)} == {
+            (one, one) for one in set(active) & set(passive)
+        }
 
 
 def test_rows_may_stand_in_another_order(tmp_path: Path) -> None:
@@ -360,16 +390,257 @@ def test_an_honest_side_does_not_ask_for_more_than_a_session_allows(tmp_path: Pa
         )
 
 
-@pytest.mark.parametrize("fields", [{"mode": "cardinality"}, {"pad_rows": 10}, {"also": [{"column": "mail"}]}])
-def test_what_cannot_be_is_refused_in_the_contract(fields: dict[str, Any]) -> None:
+@pytest.mark.parametrize(
+    ("fields", "text"),
+    [
+        ({"pad_rows": 10}, "pad_rows in modes one-sided and cardinality"),
+        ({"pad_rows": 101, "mode": "one-sided"}, "101"),
+    ],
+)
+def test_what_cannot_be_is_refused_in_the_contract(fields: dict[str, Any], text: str) -> None:
     body = contract().model_dump()
-    with pytest.raises(ValueError, match="method cached takes one key and modes mutual and one-sided"):
+    with pytest.raises(ValueError, match=text):
         Contract.model_validate(body | {"align": body["align"] | fields})
 
 
 def test_a_side_that_prepared_nothing() -> None:
     with pytest.raises(NotPrepared, match="no prepared table of these rows"):
         simulate(lambda c: align_active(c, IDS, contract()), lambda c: align_passive(c, IDS, contract()))
+
+
+# --- several keys ------------------------------------------------------------------------------------
+
+Pair = tuple[str | None, str | None]
+
+
+def columns(rows: list[Pair]) -> list[pa.Array]:
+    return [pa.array(column, pa.string()) for column in zip(*rows, strict=True)]
+
+
+def by_two(
+    folder: Path, active: list[Pair], passive: list[Pair], agreed: Contract, shelf: Shelf = NO_SHELF
+) -> tuple[Alignment, Alignment, dict[str, int]]:
+    tables.prepare(folder, columns(passive), agreed, lambda *_: None)
+    prepared, sizes = tables.load(folder, columns(passive), agreed), {}
+
+    def act(channel: Channel) -> Alignment:
+        result = align_active(channel, columns(active), agreed, shelf=shelf)
+        sizes.update({line["message"]: line["bytes"] for line in channel.ledger.lines()})
+        return result
+
+    a, p = simulate(act, lambda c: align_passive(c, columns(passive), agreed, prepared=prepared))
+    return a, p, sizes
+
+
+ACTIVE: list[Pair] = [("1", "a"), ("2", None), (None, "c"), ("4", "d"), ("5", "e")]
+PASSIVE: list[Pair] = [("7", "d"), ("2", "z"), ("1", "a"), (None, "5"), ("8", "c"), ("c", "7")]
+
+
+@pytest.mark.parametrize("mode", ["mutual", "one-sided"])
+def test_the_first_key_that_matches(tmp_path: Path, mode: str) -> None:
+    a, p, _ = by_two(tmp_path, ACTIVE, PASSIVE, contract(mode, keys=2))
+    pairs = {(i, j) for i, j in zip(a.rows.tolist(), p.rows.tolist(), strict=True) if i >= 0}
+    assert pairs == {(0, 2), (1, 1), (2, 4), (3, 0)}
+    assert (a.by_key, p.by_key, a.shared) == ((2, 2), (), 4)
+    assert (p.size, p.shared) == ((4, 4) if mode == "mutual" else (6, None))
+    assert json.loads((tmp_path / "asked.json").read_text())["total"] == 10  # five rows ask for two keys each
+
+
+KEYED = st.lists(st.tuples(*[st.none() | st.integers(0, 9).map(str)] * 2).filter(any), min_size=1, max_size=8).filter(
+    lambda rows: all(len([x for x in c if x]) == len({x for x in c if x}) for c in zip(*rows, strict=True))
+)
+
+
+@settings(max_examples=15, deadline=None)
+@given(active=KEYED, passive=KEYED)
+def test_two_keys_against_a_loop(tmp_path_factory: pytest.TempPathFactory, active: Any, passive: Any) -> None:
+    folder, agreed = tmp_path_factory.mktemp("cached"), contract(keys=2)
+    pairs = {
+        (i, j) for k in (0, 1) for i, x in enumerate(active) for j, y in enumerate(passive) if x[k] and x[k] == y[k]
+    }
+    if len(pairs) > min(len({i for i, _ in pairs}), len({j for _, j in pairs})):
+        with pytest.raises(AmbiguousIds):
+            by_two(folder, active, passive, agreed)
+    elif not pairs:
+        with pytest.raises(NoOverlap):
+            by_two(folder, active, passive, agreed)
+    else:
+        a, p, _ = by_two(folder, active, passive, agreed)
+        assert set(zip(a.rows.tolist(), p.rows.tolist(), strict=True)) == pairs
+
+
+def test_updates_of_several_keys(tmp_path: Path) -> None:
+    shelf, agreed, folder = tables.shelf(tmp_path / "active"), contract(keys=2), tmp_path / "passive"
+    rows: list[Pair] = [(str(i), f"m{i}" if i % 3 else None) for i in range(60)]
+    asks: list[Pair] = [("5", "m5"), (None, "m7"), ("99", "new"), ("41", None)]
+    assert tables.prepare(folder, columns(rows), agreed, lambda *_: None).evaluated == 100
+    assert by_two(folder, asks, rows, agreed, shelf)[2]["AlignUpdate"] > 60 * 24
+    assert by_two(folder, asks, rows, agreed, shelf)[2]["AlignUpdate"] == 0  # rows without a key keep their value
+
+    rows[7], rows[41] = ("7", "other"), ("98", "new")  # one key of a row changes; another row is replaced
+    done = tables.prepare(folder, columns(rows), agreed, lambda *_: None)
+    assert (done.rows, done.evaluated, done.removed) == (60, 3, 2)
+    a, p, sizes = by_two(folder, asks, rows, agreed, shelf)
+    assert 4 * 24 <= sizes["AlignUpdate"] < 5 * 24
+    assert sorted(zip(a.rows.tolist(), p.rows.tolist(), strict=True)) == [(0, 5), (2, 41)]
+
+
+def test_one_columns_ids_are_not_anothers(tmp_path: Path) -> None:
+    agreed = contract(keys=2)
+    with pytest.raises(NoOverlap):
+        by_two(tmp_path, [("1", "2")], [("2", "1")], agreed)
+    first, second = tables.load(tmp_path, columns([("2", "1")]), agreed).keys
+    assert first != second
+    assert dh_oprf.evaluate([b"1"], first) != dh_oprf.evaluate([b"1"], second)
+
+
+def test_questions_of_all_keys_are_counted(tmp_path: Path) -> None:
+    with pytest.raises((OverBudget, BeyondContract), match="10 IDs"):  # whichever side finds it first
+        by_two(tmp_path, ACTIVE, PASSIVE, contract(keys=2, session=9))
+
+
+def test_a_row_without_any_key(tmp_path: Path) -> None:
+    with pytest.raises(NullIds, match="1 of the 2 rows to be prepared have no ID"):
+        tables.prepare(tmp_path, columns([("1", "a"), (None, None)]), contract(keys=2), lambda *_: None)
+
+
+def test_a_table_of_other_keys_is_refused(tmp_path: Path) -> None:
+    prepare(tmp_path, numbered(1))
+    with pytest.raises(NotPrepared, match="give each its own"):
+        tables.load(tmp_path, columns([("1", "a")]), contract(keys=2))
+
+
+# --- counting ----------------------------------------------------------------------------------------
+
+COUNTING = contract("cardinality")
+
+
+@settings(max_examples=15, deadline=None)
+@given(active=LISTS, passive=LISTS)
+def test_counts_against_sets(tmp_path_factory: pytest.TempPathFactory, active: Any, passive: Any) -> None:
+    folder = tmp_path_factory.mktemp("cached")
+    prepare(folder, passive, COUNTING)
+    a, p, _ = run(folder, active, passive, COUNTING)
+    assert a.shared == p.shared == a.size == len(set(active) & set(passive))
+    assert a.id == p.id
+    assert len(a.rows) == len(p.rows) == 0
+
+
+def test_a_table_serves_one_count(tmp_path: Path) -> None:
+    ids = numbered(*range(20))
+    first = prepare(tmp_path, ids, COUNTING)
+    again = tables.load(tmp_path, listed(ids), COUNTING)
+    run(tmp_path, ids[:5], ids, COUNTING)
+    with pytest.raises(NotPrepared, match="has served the one session"):
+        tables.load(tmp_path, listed(ids), COUNTING)
+    with pytest.raises(NotPrepared, match="has served the one session"):  # loaded before the other was spent
+        simulate(lambda c: align_active(c, ids, COUNTING), lambda c: align_passive(c, ids, COUNTING, prepared=again))
+    second = prepare(tmp_path, ids, COUNTING)
+    assert (first.evaluated, second.evaluated) == (20, 20)
+    assert first.key != second.key
+    assert run(tmp_path, ids[:3], ids, COUNTING)[0].shared == 3
+    assert json.loads((tmp_path / "asked.json").read_text())["total"] == 8  # of both keys
+    prepare(tmp_path, ids, COUNTING)
+    with pytest.raises(OverBudget, match=r"make 28; the contract's align\.queries\.total is 27"):
+        run(tmp_path, ids, ids, contract("cardinality", total=27))
+
+
+def test_a_table_is_spent_by_a_session_that_fails(tmp_path: Path) -> None:
+    with pytest.raises(InvalidPoint):
+        against_passive(
+            tmp_path, says(OPEN, pb.AlignKept(), pb.AlignBlinded(points=multiples(1, 2) + bytes(32))), COUNTING
+        )
+    with pytest.raises(NotPrepared, match="has served"):
+        tables.load(tmp_path, listed(IDS), COUNTING)
+
+
+def test_no_table_changes_hands_once_spent(tmp_path: Path) -> None:
+    """Two sessions at once: the second ends before a value of the table is sent."""
+    prepare(tmp_path, IDS, COUNTING)
+    prepared = tables.load(tmp_path, listed(IDS), COUNTING)
+    run(tmp_path, IDS, IDS, COUNTING)
+    seen = []
+
+    def active(channel: Channel) -> None:
+        channel.open(LAWLESS, "active")
+        channel.send(OPEN)
+        channel.send(pb.AlignKept())
+        while True:
+            seen.append(type(channel.receive(*KINDS)))
+
+    with pytest.raises(NotPrepared):
+        simulate(active, lambda c: align_passive(c, IDS, COUNTING, prepared=prepared))
+    assert seen == [pb.AlignOpen, pb.AlignTable]
+
+
+def test_a_key_that_names_ids_does_not_count_and_the_other_way_round(tmp_path: Path) -> None:
+    prepare(tmp_path / "named", IDS)
+    prepare(tmp_path / "counted", IDS, COUNTING)
+    for folder, agreed in (("named", COUNTING), ("counted", contract())):
+        with pytest.raises(NotPrepared, match="give each its own"):
+            tables.load(tmp_path / folder, listed(IDS), agreed)
+        with pytest.raises(NotPrepared, match="give each its own"):
+            prepare(tmp_path / folder, IDS, agreed)
+
+
+def test_answers_to_be_counted_cannot_be_told_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They come in another order than the questions, and the table has no value that depends on an ID by its name."""
+    ids, orders = numbered(*range(40)), []
+
+    def noted(points: bytes, honest: Any = align_ecdh.shuffled) -> bytes:
+        after = honest(points)
+        each = [points[i : i + 32] for i in range(0, len(points), 32)]
+        orders.append([each.index(after[i : i + 32]) for i in range(0, len(after), 32)])
+        return bytes(after)
+
+    monkeypatch.setattr(align_ecdh, "shuffled", noted)
+    prepare(tmp_path, ids, COUNTING)
+    run(tmp_path, ids, ids, COUNTING)
+    assert sorted(orders[0]) == list(range(40)) != orders[0]
+    key = tables._own_key(tmp_path)
+    points = ristretto.raise_points(dh_oprf.hashed(ids), key)
+    table = (tmp_path / "table.bin").read_bytes()
+    assert all(dh_oprf.unnamed(points)[i : i + 12] in table for i in range(0, 480, 12))
+    assert not any(dh_oprf.evaluate([one], key) in table for one in ids)
+
+
+def test_counting_keeps_nothing(tmp_path: Path) -> None:
+    prepare(tmp_path / "passive", IDS, COUNTING)
+    run(tmp_path / "passive", IDS, IDS, COUNTING, tables.shelf(tmp_path / "active"))
+    assert not (tmp_path / "active").exists()
+
+
+def test_each_key_is_counted_alone_and_columns_are_not_linked(tmp_path: Path) -> None:
+    agreed = contract("cardinality", keys=2)
+    a, p, _ = by_two(tmp_path, ACTIVE, PASSIVE, agreed)
+    assert a.by_key == p.by_key == (2, 3)
+    assert a.shared == p.shared == 3
+    many: list[Pair] = [(str(i), f"m{i}") for i in range(50)]
+    tables.prepare(tmp_path / "many", columns(many), agreed, lambda *_: None)
+    values = tables.load(tmp_path / "many", columns(many), agreed).values.view("S12").reshape(50, 2)
+    assert (values[1:] > values[:-1]).all()  # each column sorted for itself
+
+
+# --- padding -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("mode", ["one-sided", "cardinality"])
+def test_padded_lists_show_only_the_bound(tmp_path: Path, mode: str) -> None:
+    agreed, traffic = contract(mode, pad_rows=30), []
+    passive = numbered(*range(4, 24))
+    for n, active in enumerate((numbered(*range(9)), numbered(4))):
+        theirs = passive if mode == "one-sided" or n else passive[:7]
+        prepare(tmp_path / str(n), theirs, agreed)
+        a, p, sizes = run(tmp_path / str(n), active, theirs, agreed)
+        assert a.shared == len(set(active) & set(theirs))
+        if mode == "one-sided":
+            assert a.size == p.size == 20
+            assert {(active[i], theirs[j]) for i, j in zip(a.rows, p.rows, strict=True) if i >= 0} == {
+                (one, one) for one in set(active) & set(theirs)
+            }
+        traffic.append({name: size for name, size in sizes.items() if name != "AlignCount"})
+        assert json.loads((tmp_path / str(n) / "asked.json").read_text())["total"] == 30
+    assert traffic[0] == traffic[1]
 
 
 # --- rogues ------------------------------------------------------------------------------------------
@@ -429,7 +700,12 @@ def test_bad_tables(messages: list[Any], error: type[FedlearnError], step: str) 
 
 @pytest.mark.parametrize(
     ("points", "error"),
-    [(multiples(1, 2), WrongLength), (bytes(96), Malformed), (multiples(1, 2) + bytes(32), InvalidPoint)],
+    [
+        (multiples(1, 2), WrongLength),
+        (bytes(96), Malformed),
+        (multiples(1, 2, 1), Malformed),
+        *((multiples(1, 2) + point, InvalidPoint) for point in SMALL_ORDER),
+    ],
 )
 def test_bad_points(tmp_path: Path, points: bytes, error: type[FedlearnError]) -> None:
     with pytest.raises(error, match=r"the peer 'passive' .*, at step align\.AlignDoubled"):
@@ -439,9 +715,18 @@ def test_bad_points(tmp_path: Path, points: bytes, error: type[FedlearnError]) -
 
 
 def against_passive(folder: Path, rogue: Rogue, agreed: Contract | None = None) -> None:
-    prepare(folder, IDS)
+    prepare(folder, IDS, agreed)
     prepared = tables.load(folder, listed(IDS), agreed or contract())
     simulate(rogue_side("active", rogue), lambda c: align_passive(c, IDS, agreed or contract(), prepared=prepared))
+
+
+def test_replays_are_out_of_order(tmp_path: Path) -> None:
+    questions = pb.AlignBlinded(points=multiples(1, 2, 3))
+    with pytest.raises(OutOfOrder, match="AlignBlinded out of order"):
+        against_passive(tmp_path, says(OPEN, pb.AlignKept(), questions, questions))
+    update = pb.AlignUpdate(whole=True, added=TABLE)
+    with pytest.raises(OutOfOrder, match="AlignUpdate out of order"):
+        against_active(says(*announced(), update, update))
 
 
 @pytest.mark.parametrize(
@@ -468,7 +753,7 @@ def test_answers_that_make_two_ids_one(tmp_path: Path, monkeypatch: pytest.Monke
 def test_the_wrong_key_finds_nothing(tmp_path: Path) -> None:
     prepare(tmp_path, IDS)
     good = tables.load(tmp_path, listed(IDS), contract())
-    bad = Prepared(**{**vars(good), "key": ristretto.random_scalar()})
+    bad = Prepared(**{**vars(good), "keys": (ristretto.random_scalar(),)})
     with pytest.raises(NoOverlap):
         simulate(lambda c: align_active(c, IDS, contract()), lambda c: align_passive(c, IDS, contract(), prepared=bad))
 
@@ -500,6 +785,40 @@ def test_prepare_and_align_by_the_command_line(tmp_path: Path, capsys: pytest.Ca
     assert fedlearn("simulate", bank, platform, "--job", "check") == 0
     asked = json.loads((pair.output("platform") / "prepared" / "asked.json").read_text())
     assert asked["total"] == len(pair.rows["bank"])  # a check asks nothing
+
+
+def test_prepare_and_count_by_two_keys_on_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The second key has two values, good and bad, of which the first row each keeps its own."""
+    keyring = make_keys(tmp_path / "keys")
+
+    def counted(pair: Any) -> None:
+        also = {"column": "outcome", "duplicates": "first"}
+        pair.contract["align"] |= {"method": "cached", "mode": "cardinality", "also": [also]}
+
+    pair = make_pair(tmp_path / "pair", keyring, change=counted)
+    bank, platform = (str(pair.party_file(party)) for party in ("bank", "platform"))
+
+    def fedlearn(*arguments: str) -> int:
+        return command_line([*arguments, "--json", "--progress", "none"])
+
+    for _ in range(2):  # the second from a new key
+        assert fedlearn("prepare", "--party", platform) == 0
+        assert json.loads(capsys.readouterr().out)["evaluated"] == len(pair.rows["platform"]) + 2
+        assert fedlearn("simulate", bank, platform, "--job", "align") == 0
+        said = json.loads(capsys.readouterr().out)
+        assert said["active"]["rows_by_key"] == said["passive"]["rows_by_key"] == {"phone": 240, "outcome": 2}
+        assert fedlearn("simulate", bank, platform, "--job", "check") == NotPrepared.exit_code
+        capsys.readouterr()
+        for party in ("bank", "platform"):
+            shutil.rmtree(pair.output(party) / "alignment")
+
+
+@pytest.mark.processes
+def test_bench_of_counting() -> None:
+    sizes = ("--rows", "40", "--rows-b", "300", "--openmined-rows", "0")
+    said = bench("align", "--method", "cached", "--mode", "cardinality", *sizes)
+    assert said["exact"]
+    assert said["prepare_seconds"] > 0
 
 
 @pytest.mark.processes

@@ -29,7 +29,7 @@ from fedlearn.errors import (
 from fedlearn.protocols import align, align_ot
 from fedlearn.protocols.align import Alignment, align_active, align_passive
 from fedlearn.v1 import align_pb2 as pb
-from tests.test_align import GENERATOR, KINDS, LAWLESS, contract, multiples, numbered
+from tests.test_align import GENERATOR, KINDS, LAWLESS, SMALL_ORDER, contract, multiples, numbered
 
 MODES = ("mutual", "one-sided")
 LARGE = functools.partial(contract, method="ot", rows=200_000)
@@ -149,12 +149,9 @@ def test_auto_takes_the_one_that_is_faster(count: int, method: str, monkeypatch:
         return {line["message"] for line in channel.ledger.lines()}
 
     assert method in simulate(active, lambda c: align_passive(c, ids, agreed))[0]
-    assert align._method(contract("cardinality", method="auto"), (10**6, 10**6)) == "ecdh"
-
-
-def test_cardinality_is_not_offered() -> None:
-    with pytest.raises(ValueError, match="mode cardinality needs method ecdh"):
-        contract("cardinality", method="ot")
+    counting = contract("cardinality", method="auto")
+    assert align._method(counting, (10**6, 10**6)) == "ot"
+    assert align._method(counting, (13 * 10**6, 10**6)) == align._method(counting, (20, 20)) == "ecdh"
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -206,7 +203,7 @@ def test_nothing_repeats_from_run_to_run(monkeypatch: pytest.MonkeyPatch) -> Non
 @pytest.mark.parametrize("method", ["ecdh", "ot"])
 @pytest.mark.parametrize("mode", ["mutual", "one-sided", "cardinality"])
 def test_padded_lists_show_only_the_bound(mode: str, method: str) -> None:
-    agreed = contract(mode, method="ecdh" if mode == "cardinality" else method, pad_rows=60)
+    agreed = contract(mode, method=method, pad_rows=60)
     traffic = []
     for active, passive in ((numbered(*range(9)), numbered(*range(4, 24))), (numbered(4), numbered(*range(20)))):
 
@@ -220,9 +217,8 @@ def test_padded_lists_show_only_the_bound(mode: str, method: str) -> None:
         if mode == "one-sided":
             assert a.size == len(passive)
         traffic.append(lines)
-    assert [line for line in traffic[0] if line[0] != "AlignCount"] == [
-        line for line in traffic[1] if line[0] != "AlignCount"
-    ]
+    told = [[line for line in lines if line[0] not in ("AlignCount", "AlignSums")] for lines in traffic]
+    assert told[0] == told[1]
 
 
 def test_padding_bounds_lists() -> None:
@@ -287,6 +283,7 @@ POINTS = [
     (bytes(32) * PLAN.bits, InvalidPoint),
     (b"\xff" * 32 * PLAN.bits, InvalidPoint),
     (GENERATOR * PLAN.bits, Malformed),
+    *((GENERATOR * (PLAN.bits - 1) + point, InvalidPoint) for point in SMALL_ORDER),
 ]
 
 

@@ -18,7 +18,7 @@ from fedlearn.protocols.align import Alignment
 from tests.parties import make_keys, make_pair
 from tests.test_align import contract
 
-ALIGNMENT = Alignment(bytes(range(16)), "mutual", 2, 2, np.array([2, 0]), (2,))
+ALIGNMENT = Alignment(bytes(range(16)), "mutual", 2, 2, np.array([2, 0]), (2,), bytes(range(16, 32)))
 TABLE = make_table(["1", "2", "3"], {"x": [1.0, 2.0, 3.0]}, {"x": "number"})
 
 
@@ -43,6 +43,10 @@ def test_it_is_read_back(folder: Path, key: Path) -> None:
     assert found is not None
     assert (found.id, found.mode, found.size, found.shared, found.by_key) == (ALIGNMENT.id, "mutual", 2, 2, (2,))
     assert found.rows.tolist() == [2, 0]
+    assert found.table_key == ALIGNMENT.table_key
+    head = json.loads((folder / "alignment.json").read_text())
+    assert head["signed_by"] == keys.key_fingerprint(key)
+    assert head["contract_hash"] == contract("mutual").hash().hex()
 
 
 def test_it_is_not_used_for_another_contract_or_other_ids(folder: Path, key: Path) -> None:

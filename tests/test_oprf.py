@@ -137,7 +137,7 @@ def test_code_length_is_the_least_that_is_enough(pairs: int) -> None:
 
 def test_code_words_are_aes_and_distances_those_of_coins() -> None:
     items = np.random.default_rng(1).integers(0, 2**32, (20_000, 4), np.uint32)
-    words = oprf._codes(items, TAG)
+    words = oprf.codes(items, TAG)
     for k in range(4):
         key = hashlib.sha256(b"fedlearn/1 oprf code" + TAG + bytes([k])).digest()[:16]
         cipher = Cipher(algorithms.AES(key), modes.ECB()).encryptor()  # noqa: S305 (the reference)
@@ -191,7 +191,7 @@ def test_the_function_by_its_definition() -> None:
     theirs, plan = oprf.draw_items(40), oprf.Plan.of(50, 40)
     placed, values, sender, sent = evaluated(plan, oprf.draw_items(50), theirs)
     bins = kernel.places(theirs, plan.segment)
-    words = np.concatenate(list(oprf._codes(theirs[:, :4], sender.tag)), axis=1)
+    words = np.concatenate(list(oprf.codes(theirs[:, :4], sender.tag)), axis=1)
     size = plan.value_bytes
     for j, k in ((0, 0), (17, 1), (39, 2)):
         row = sender._rows[bins[j, k]] ^ (words[j] & sender._delta)
@@ -199,7 +199,7 @@ def test_the_function_by_its_definition() -> None:
         digest = hashlib.blake2s(row.tobytes(), salt=salt[:8], person=salt[8:]).digest()
         assert sent[j, k * size : (k + 1) * size].tobytes() == digest[:size]
     at = int(np.flatnonzero(placed.table >= 0)[0])
-    own = np.concatenate(list(oprf._codes(placed.items[placed.table[at : at + 1], :4], sender.tag)), axis=1)[0]
+    own = np.concatenate(list(oprf.codes(placed.items[placed.table[at : at + 1], :4], sender.tag)), axis=1)[0]
     row = sender._rows[at] ^ (own & sender._delta)  # = t_b, which only the receiver has
     salt = sender.tag[:12] + at.to_bytes(4, "little")
     digest = hashlib.blake2s(row.tobytes(), salt=salt[:8], person=salt[8:]).digest()

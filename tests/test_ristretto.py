@@ -108,7 +108,10 @@ def test_multiples_of_the_generator() -> None:
     assert ristretto.check_points(bytes.fromhex("".join(MULTIPLES[1:]))) is None
 
 
-@pytest.mark.parametrize("encoding", [*INVALID, MULTIPLES[0]])
+TOP_BIT = [(bytes.fromhex(point)[:31] + bytes([bytes.fromhex(point)[31] | 0x80])).hex() for point in MULTIPLES]
+
+
+@pytest.mark.parametrize("encoding", [*INVALID, MULTIPLES[0], *TOP_BIT])
 @pytest.mark.parametrize("before", [0, 300])  # one thread, several threads
 def test_invalid_encodings_and_the_identity_are_found(encoding: str, before: int) -> None:
     points = GOOD * before + bytes.fromhex(encoding) + GOOD + bytes.fromhex(encoding)

@@ -49,7 +49,7 @@ def failure_log2(count: int, segment: int) -> float:
     starts = (4, *range(_FEW, count + 1, _STEP))
     for start, stop in zip(starts, (*starts[1:], count + 1), strict=True):
         t = np.arange(start, min(stop, count + 1), dtype=np.float64)
-        total = np.logaddexp(total, _log_sum(_log_terms(t, count, segment)))
+        total = np.logaddexp(total, log_sum(_log_terms(t, count, segment)))
     return float(total / math.log(2))
 
 
@@ -66,25 +66,27 @@ def segment_for(count: int) -> int:
 def _log_terms(t: F64, count: int, segment: int) -> F64:
     bins = 3 * segment
     spent = t - 1 <= bins
-    chosen = _log_choose(count, t) + _log_choose(bins, np.where(spent, t - 1, bins)) + 3 * _log_factorial(t)
+    chosen = log_choose(count, t) + log_choose(bins, np.where(spent, t - 1, bins)) + 3 * log_factorial(t)
     maps = np.full(len(t), np.inf)
     for x in _X if t[0] < _FEW else _X[:1]:
         maps = np.minimum(maps, (t - 1) * math.log(math.expm1(x) - x) - 3 * t * math.log(x * segment))
     return np.where(spent, chosen + maps, -np.inf)
 
 
-def _log_choose(n: int, k: F64) -> F64:
-    return _log_factorial(np.array([float(n)])) - _log_factorial(k) - _log_factorial(n - k)
+def log_choose(n: int, k: F64) -> F64:
+    """ln C(n, k)."""
+    return log_factorial(np.array([float(n)])) - log_factorial(k) - log_factorial(n - k)
 
 
-def _log_factorial(k: F64) -> F64:
-    """Stirling's series; its error is below 10^-3 from 1 on, and below 10^-7 from 4 on."""
+def log_factorial(k: F64) -> F64:
+    """ln k!, by Stirling's series; its error is below 10^-3 from 1 on, and below 10^-7 from 4 on."""
     k = np.maximum(k, 0.0)
     safe = np.maximum(k, 1.0)
     series = safe * np.log(safe) - safe + 0.5 * np.log(2 * np.pi * safe) + 1 / (12 * safe) - 1 / (360 * safe**3)
     return np.where(k < 1, 0.0, series)
 
 
-def _log_sum(terms: F64) -> float:
+def log_sum(terms: F64) -> float:
+    """ln of the sum of exp(terms)."""
     top = float(terms.max())
     return top + math.log(float(np.exp(terms - top).sum()))

@@ -51,6 +51,27 @@ def finalise(items: Sequence[bytes], points: bytes) -> bytes:
     )
 
 
+def unnamed(points: bytes) -> bytes:
+    """Hashes of H(x)^k that do not depend on x otherwise, :data:`VALUE_BYTES` bytes each.
+
+    For answers in an order that hides whose they are: with the RFC's output, which hashes x as well, one could try
+    which x makes an answer one of a known table.
+    """
+    step = ristretto.POINT_BYTES
+    return b"".join(
+        hashlib.sha512(b"fedlearn/1 oprf unnamed" + points[at : at + step]).digest()[:VALUE_BYTES]
+        for at in range(0, len(points), step)
+    )
+
+
+def derived(key: bytes, number: int) -> bytes:
+    """The key of table column ``number``: ``key`` itself for the first, an independent scalar for others."""
+    if not number:
+        return key
+    wide = hashlib.sha512(b"fedlearn/1 oprf column" + bytes([number]) + key).digest()
+    return ristretto.reduce(wide)
+
+
 def output(item: bytes, point: bytes) -> bytes:
     """The whole output, 64 bytes (RFC 9497, section 3.3.1)."""
     return hashlib.sha512(

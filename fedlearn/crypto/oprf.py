@@ -137,7 +137,7 @@ def draw_items(count: int) -> U32:
     return Draws().bytes(32 * count).view(np.uint32).reshape(count, 8)
 
 
-def _codes(items: U32, tag: bytes) -> U32:
+def codes(items: U32, tag: bytes) -> U32:
     """C of each item uint32 (n, 4), in planes of 128 bits: uint32 (4, n, 4)."""
     out = np.empty((4, len(items), _ITEM_WORDS), np.uint32)
     source = memoryview(np.ascontiguousarray(items)).cast("B")  # type: ignore[arg-type]
@@ -154,11 +154,10 @@ def _codes(items: U32, tag: bytes) -> U32:
 # --- the two ends ------------------------------------------------------------------------------------
 
 
-class _End:
+class End:
     """What both ends have: streams of columns in step, and the salt of the hash."""
 
-    def __init__(self, tag: bytes, plan: Plan) -> None:
-        self.plan = plan
+    def __init__(self, tag: bytes) -> None:
         self.tag = tag
         self.salt = np.frombuffer(tag[:12], "<u4").astype(np.uint32)
         self.bin = 0  # the next piece's first
@@ -180,7 +179,7 @@ class _End:
         return out[:count]
 
 
-class Receiver(_End):
+class Receiver(End):
     """The receiver's end: piece by piece, in step with the sender.
 
     Args:
@@ -190,7 +189,8 @@ class Receiver(_End):
     """
 
     def __init__(self, tag: bytes, seeds: list[tuple[bytes, bytes]], plan: Plan) -> None:
-        super().__init__(tag, plan)
+        super().__init__(tag)
+        self.plan = plan
         self._zero = [Draws(zero) for zero, _ in seeds]
         self._one = [Draws(one) for _, one in seeds]
 
@@ -205,12 +205,12 @@ class Receiver(_End):
         """
         count, width = len(items), self.plan.row_bytes
         own, other = self.rows(self._zero, count), self.rows(self._one, count)
-        codes = _codes(items[:, :_ITEM_WORDS], self.tag)
+        words = codes(items[:, :_ITEM_WORDS], self.tag)
         masked = np.empty((count, width), np.uint8)
         values = np.empty((count, kernel.VALUE_WORDS), np.uint32)
 
         def work(part: range) -> None:
-            kernel.mask_rows(own, other, codes, part.start, part.stop, width, masked)
+            kernel.mask_rows(own, other, words, part.start, part.stop, width, masked)
             kernel.own_values(own, self.bin, self.salt, part.start, part.stop, values)
 
         spread(work, ranges(count, CORES))
@@ -219,7 +219,7 @@ class Receiver(_End):
         return masked.tobytes(), values
 
 
-class Sender(_End):
+class Sender(End):
     """The sender's end: takes all pieces, then evaluates.
 
     Args:
@@ -230,7 +230,8 @@ class Sender(_End):
     """
 
     def __init__(self, tag: bytes, choices: B1, seeds: list[bytes], plan: Plan) -> None:
-        super().__init__(tag, plan)
+        super().__init__(tag)
+        self.plan = plan
         self._streams = [Draws(seed) for seed in seeds]
         self._delta = np.zeros(kernel.ROW_WORDS, np.uint32)
         self._delta.view(np.uint8)[: plan.row_bytes] = np.packbits(choices, bitorder="little")
@@ -262,11 +263,11 @@ class Sender(_End):
         Returns:
             n · 3 · ``plan.value_bytes`` bytes.
         """
-        codes, bins = _codes(items[:, :_ITEM_WORDS], self.tag), kernel.places(items, self.plan.segment)
+        words, bins = codes(items[:, :_ITEM_WORDS], self.tag), kernel.places(items, self.plan.segment)
         out = np.empty((len(items), 3 * self.plan.value_bytes), np.uint8)
 
         def work(part: range) -> None:
-            kernel.all_values(self._rows, codes, self._delta, bins, self.salt, part.start, part.stop, out)
+            kernel.all_values(self._rows, words, self._delta, bins, self.salt, part.start, part.stop, out)
 
         spread(work, ranges(len(items), CORES))
         return out.tobytes()

@@ -25,6 +25,7 @@ POINT_BYTES = 32
 T = TypeVar("T")
 
 _IDENTITY = bytes(POINT_BYTES)
+_TOP = 0x7F  # of the last byte: a field element has 255 bits
 _MANY = 256  # below this many points, threads cost more than they save
 
 # rbcl unpacks libsodium into a new temporary file at each import and leaves it there. Once loaded, the file is not
@@ -86,6 +87,11 @@ def invert(scalar: bytes) -> bytes:
     return bytes(rbcl.crypto_core_ristretto255_scalar_invert(scalar))
 
 
+def reduce(wide: bytes) -> bytes:
+    """64 uniform bytes as a scalar: modulo the group order, 32 bytes, little-endian."""
+    return bytes(rbcl.crypto_core_ristretto255_scalar_reduce(wide))
+
+
 def raise_points(points: bytes, scalar: bytes) -> bytes:
     """Each point to the power ``scalar`` (in additive notation, times ``scalar``), in order.
 
@@ -107,6 +113,8 @@ def raise_points(points: bytes, scalar: bytes) -> bytes:
         span = range(part.start * POINT_BYTES, part.stop * POINT_BYTES, POINT_BYTES)
         return [at // POINT_BYTES for at in span if _multiply(target + at, scalar, source + at)][:1]
 
+    if max(points[POINT_BYTES - 1 :: POINT_BYTES], default=0) > _TOP:
+        raise ValueError("a point that is not in its canonical encoding")
     if len(scalar) != POINT_BYTES:
         raise ValueError(f"a scalar has {POINT_BYTES} bytes, not {len(scalar)}")
     if _shared(power, count):
@@ -131,11 +139,13 @@ def check_points(points: bytes) -> int | None:
     source = _address(points)
 
     def bad(part: slice) -> list[int]:
-        # libsodium takes the identity (all zeros) for valid
+        # libsodium takes the identity (all zeros) for valid, and some releases of it do not look at the highest bit
         return [
             i
             for i in range(part.start, part.stop)
-            if not _is_valid(source + i * POINT_BYTES) or points.startswith(_IDENTITY, i * POINT_BYTES)
+            if not _is_valid(source + i * POINT_BYTES)
+            or points.startswith(_IDENTITY, i * POINT_BYTES)
+            or points[(i + 1) * POINT_BYTES - 1] > _TOP
         ][:1]
 
     return min(_shared(bad, count), default=None)

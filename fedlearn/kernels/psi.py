@@ -1,4 +1,4 @@
-"""The inner loops of private set intersection by oblivious transfer: digests, cuckoo hashing, rows of bits, matching.
+"""The inner loops of private set intersection by transfers: digests, cuckoo hashing, rows of bits, matching, tables.
 
 A *row* is 16 words of 32 bits, one cache line: the sender looks rows up at random, one for each ID and hash function.
 Hashes are BLAKE2s-256 of one 64-byte block, worked on LANES at a time (:mod:`fedlearn.kernels.ot`).
@@ -18,6 +18,7 @@ U8 = NDArray[np.uint8]
 U32 = NDArray[np.uint32]
 I32 = NDArray[np.int32]
 I64 = NDArray[np.int64]
+U64 = NDArray[np.uint64]
 
 #: 32-bit words of a row.
 ROW_WORDS = 16
@@ -317,3 +318,89 @@ def match_values(received: U8, values: U32, top: int, slots: I32, segment: int, 
                     found = np.int32(-2) if found != -1 else at
                 slot = (slot + 1) & wrap
         out[row] = found
+
+
+# --- a table that gives each key its value -----------------------------------------------------------
+
+#: Slots of a key, one in each part of the table: words of the item's 512-bit code, five for each of its three keys.
+SPREAD = 5
+
+
+@njit(**_FLAGS)
+def _slot(codes: U32, item: int, third: int, part: int, segment: int) -> int:
+    """The slot in ``part`` of the key (item, third)."""
+    word = SPREAD * third + part
+    scaled = (np.uint64(codes[word >> 2, item, word & 3]) * np.uint64(segment)) >> np.uint64(32)
+    return int(np.int64(scaled)) + part * segment
+
+
+@njit(**_FLAGS)
+def peel(codes: U32, segment: int, order: I32, owner: I32) -> int:
+    """Remove keys one after another, each from a slot that no other key left has.
+
+    Args:
+        codes: uint32 (4, n, 4), of n items with three keys each: key 3i + k is (i, k).
+        segment: slots of each of SPREAD parts.
+        order: int32 (3n,), receives the keys in the order in which they were removed.
+        owner: int32 (3n,), receives the slot of each of these.
+
+    Returns:
+        How many were removed; fewer than 3n if each slot of those left is shared.
+    """
+    size = SPREAD * segment
+    degree, mixed = np.zeros(size, np.int32), np.zeros(size, np.int32)
+    for item in range(codes.shape[1]):
+        for third in range(3):
+            for part in range(SPREAD):
+                at = _slot(codes, item, third, part, segment)
+                degree[at] += 1
+                mixed[at] ^= np.int32(3 * item + third)
+    stack = np.empty(size, np.int32)
+    height, done = 0, 0
+    for at in range(size):
+        if degree[at] == 1:
+            stack[height] = at
+            height += 1
+    while height:
+        height -= 1
+        free = stack[height]
+        if degree[free] != 1:
+            continue
+        key = np.int64(mixed[free])
+        order[done], owner[done] = key, free
+        done += 1
+        for part in range(SPREAD):
+            at = _slot(codes, key // 3, key % 3, part, segment)
+            degree[at] -= 1
+            mixed[at] ^= np.int32(key)
+            if degree[at] == 1:
+                stack[height] = at
+                height += 1
+    return done
+
+
+@njit(**_FLAGS)
+def fill(codes: U32, segment: int, order: I32, owner: I32, values: U64, table: U64) -> None:
+    """Set each key's own slot so that its slots add up (⊕) to its value, those removed last first.
+
+    Args:
+        codes, segment, order, owner: as for :func:`peel`.
+        values: uint64 (3n,).
+        table: uint64 (SPREAD·segment,), random; changed in place.
+    """
+    for at in range(order.shape[0] - 1, -1, -1):
+        key, own = np.int64(order[at]), owner[at]
+        total = values[key]
+        for part in range(SPREAD):
+            slot = _slot(codes, key // 3, key % 3, part, segment)
+            if slot != own:
+                total ^= table[slot]
+        table[own] = total
+
+
+@njit(**_FLAGS)
+def look_up(codes: U32, thirds: U8, segment: int, table: U64, first: int, last: int, out: U64) -> None:
+    """out[i] ^= the sum (⊕) of the slots of key (i, thirds[i]), for items ``first`` to ``last``."""
+    for i in range(first, last):
+        for part in range(SPREAD):
+            out[i] ^= table[_slot(codes, i, thirds[i], part, segment)]

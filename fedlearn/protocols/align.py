@@ -3,14 +3,14 @@
 Both sides exchange AlignOpen: the length of their list, and the alignment they have on file; equal ids: done, reuse it.
 Otherwise, for each key column of the contract in turn, one of two protocols finds which of the active side's IDs the
 passive side has, and where in an order of its rows that it has drawn: :mod:`fedlearn.protocols.align_ecdh` or
-:mod:`fedlearn.protocols.align_ot`, by default (method ``auto``) the first for lists that have fewer than :data:`FEW`
-IDs together. With method ``cached`` a third, :mod:`fedlearn.protocols.align_cached`, asks a table prepared ahead. The
-passive side learns nothing from that::
+:mod:`fedlearn.protocols.align_ot` (in ``cardinality`` :mod:`fedlearn.protocols.align_count`, which counts them unseen),
+by default (method ``auto``) the first for lists that have fewer than :data:`FEW` IDs together. With method ``cached`` a
+third, :mod:`fedlearn.protocols.align_cached`, asks a table prepared ahead. The passive side learns nothing from that::
 
     both                  AlignOpen     length of the list, id of the alignment on file
     for each key:         by ecdh, ot or cached, see there
     active  -> passive    AlignFound    mutual: which rows of the passive side's order are shared
-    active  -> passive    AlignCount    cardinality: how many are
+    active  -> passive    AlignCount    cardinality: how many are, for each key
 
 The common order is the passive side's drawn one: of the shared rows (``mutual``) or of all its rows (``one-sided``).
 
@@ -23,7 +23,8 @@ one-sided     len(B), which of its IDs are shared, and their  len(A)
 cardinality   len(B), how many are shared                     len(A), how many are shared
 ============= =============================================== ================================================
 
-With several keys the active side learns this of each key: of a pair of rows, by which keys they match. All rows take
+With several keys the active side learns this of each key (in ``cardinality`` both do, and not how many rows match by
+any): of a pair of rows, by which keys they match. All rows take
 part for every key, also those matched before and those without that key (with an ID of nobody), so nothing else shows.
 A row is matched by its first key that matches. Two keys that lead to different rows end the session.
 
@@ -39,7 +40,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -63,8 +64,7 @@ from fedlearn.errors import (
     OverBudget,
     WrongLength,
 )
-from fedlearn.protocols import align_cached, align_ecdh, align_ot
-from fedlearn.protocols.align_ot import Found
+from fedlearn.protocols import align_cached, align_count, align_ecdh, align_ot
 from fedlearn.v1 import align_pb2 as pb
 
 Rows = npt.NDArray[np.int64]
@@ -72,6 +72,8 @@ Ids: TypeAlias = "Sequence[bytes] | pa.StringArray"
 
 #: IDs of both sides together below which ``auto`` takes ``ecdh``: where both take as long.
 FEW = 3000
+
+_MOST_TO_COUNT = 12_000_000  # IDs of the active side for which oblivious transfer surely has bins enough
 
 _ID_BYTES = 16
 
@@ -102,9 +104,17 @@ def _table(learned: Reveals) -> Table:
                 nothing("hashed IDs under a fresh key, in random order; decisional Diffie-Hellman"),
             ),
             Message(pb.AlignDoubled, "passive", ("AlignBlinded",), learned),
-            Message(pb.AlignCount, "active", ("AlignDoubled",), Reveals("how many IDs both sides have")),
             Message(
-                pb.AlignBases, "passive", ("AlignOpen", "AlignValues"), nothing("uniform points, whatever they hide")
+                pb.AlignCount,
+                "active",
+                ("AlignDoubled", "AlignSums", "AlignCount"),
+                Reveals("how many IDs both sides have"),
+            ),
+            Message(
+                pb.AlignBases,
+                "passive",
+                ("AlignOpen", "AlignValues", "AlignSums"),
+                nothing("uniform points, whatever they hide"),
             ),
             Message(
                 pb.AlignRaised,
@@ -115,7 +125,7 @@ def _table(learned: Reveals) -> Table:
             Message(
                 pb.AlignMasked,
                 "active",
-                ("AlignRaised", "AlignMasked"),
+                ("AlignRaised", "AlignMasked", "AlignHints", "AlignSums"),
                 nothing("code words under streams of which the receiver has one of each pair"),
             ),
             Message(
@@ -126,6 +136,18 @@ def _table(learned: Reveals) -> Table:
                     "for each row of the sender's shuffled order, whether it is one of the receiver's IDs",
                     lambda m: m.rows,
                 ),
+            ),
+            Message(
+                pb.AlignHints,
+                "passive",
+                ("AlignMasked", "AlignHints"),
+                nothing("values that are uniform whatever IDs they are of; the length is that of the list"),
+            ),
+            Message(
+                pb.AlignSums,
+                "passive",
+                ("AlignMasked",),
+                Reveals("how many IDs both sides have, of which each piece is a random share"),
             ),
             Message(
                 pb.AlignTable,
@@ -170,11 +192,13 @@ class Alignment:
     Attributes:
         id: 16 bytes, the same on both sides, different for every run.
         mode: the contract's ``align.mode``.
-        size: positions in the common order; in ``cardinality``, how many IDs are shared.
+        size: positions in the common order; in ``cardinality``, how many IDs are shared, of the key that has most.
         shared: how many IDs are shared; None where this side may not know (the passive side in ``one-sided``).
-        by_key: how many rows each key of the contract matched that no key before it did; empty on the passive side.
+        by_key: how many rows each key of the contract matched that no key before it did, empty on the passive side;
+            in ``cardinality`` how many it matches alone, on both sides.
         rows: int64 of shape (size,), this side's row at each position of the common order; -1 where it has none
             (the active side in ``one-sided``). Shape (0,) in ``cardinality``.
+        table_key: with method ``cached``, fingerprint of the prepared table's key; else empty (keys live one session).
     """
 
     id: bytes
@@ -183,6 +207,7 @@ class Alignment:
     shared: int | None
     rows: Rows
     by_key: tuple[int, ...] = ()
+    table_key: bytes = b""
 
 
 @dataclass(frozen=True)
@@ -228,20 +253,24 @@ def align_active(
             return reused
         lengths = length(own_rows, contract, "active"), peer_rows
         method = _method(contract, lengths)
-        done = _Progress(channel, len(keys) * (sum(lengths) if method == "ot" else 2 * lengths[0])).add
+        counting = mode == "cardinality"
+        work = (2 if counting else 1) * lengths[0] + lengths[1] if method == "ot" else 2 * lengths[0]
+        done = _Progress(channel, len(keys) * work).add
 
-        def find(ids: pa.Array, tag: bytes) -> Found:
-            if method == "cached":
-                return align_cached.find(channel, ids, lengths, contract.align.queries.session, shelf, done)
+        tagged = [(key.ids, _tag(channel, contract, k)) for k, key in enumerate(keys)]
+        if method == "ot" and counting:
+            counted = [align_count.find(channel, ids, lengths, tag, done) for ids, tag in tagged]
+            return _tell_counts(channel, contract, counted)
+        table_key = b""
+        if method == "cached":
+            found, table_key = align_cached.find(channel, [key.ids for key in keys], lengths, contract, shelf, done)
+        else:
             by = align_ot.find if method == "ot" else align_ecdh.find
-            return by(channel, ids, lengths, tag, done)
-
-        found = [find(key.ids, _tag(channel, contract, k)) for k, key in enumerate(keys)]
+            found = [by(channel, ids, lengths, tag, done) for ids, tag in tagged]
+        if counting:
+            counted = [(one.said, len(one.positions)) for one in found]
+            return replace(_tell_counts(channel, contract, counted), table_key=table_key)
         run_id = _identify(channel, contract, [one.said for one in found])
-        if mode == "cardinality":
-            shared = len(found[0].positions)
-            channel.send(pb.AlignCount(shared=shared))
-            return Alignment(run_id, mode, shared, shared, _NO_ROWS, (shared,))
         rows, by_key = _combine(channel, [(keys[k].rows[f.mine], f.positions) for k, f in enumerate(found)], peer_rows)
         positions = np.flatnonzero(rows >= 0)
         if mode == "mutual":
@@ -250,7 +279,7 @@ def align_active(
             raise _no_overlap(channel)
         if mode == "mutual":
             rows = rows[positions]
-        return Alignment(run_id, mode, len(rows), len(positions), rows, by_key)
+        return Alignment(run_id, mode, len(rows), len(positions), rows, by_key, table_key)
 
 
 def align_passive(
@@ -289,30 +318,31 @@ def align_passive(
             return reused
         lengths = peer_rows, length(own_rows, contract, "passive")
         method = _method(contract, lengths)
-        done = _Progress(channel, lengths[0] if method == "cached" else len(keys) * sum(lengths)).add
+        done = _Progress(channel, len(keys) * (lengths[0] if method == "cached" else sum(lengths))).add
         order = prepared.order if method == "cached" and prepared else Draws().permutation(lengths[1])
         said = []
-        for k, key in enumerate(keys):
+        if method == "cached" and prepared:
+            said = align_cached.offer(channel, prepared, lengths, contract, done)
+        for k, key in enumerate(keys if method != "cached" else []):
             tag = _tag(channel, contract, k)
-            if method == "cached" and prepared:
-                said.append(align_cached.offer(channel, prepared, lengths[0], contract.align.queries.session, done))
+            if method == "ot" and mode == "cardinality":
+                said.append(align_count.offer(channel, key.ids, key.rows, lengths, tag, done))
             elif method == "ot":
                 said.append(align_ot.offer(channel, key.ids, key.rows, lengths, order, tag, done))
             else:
-                shuffled = mode == "cardinality"
-                said.append(align_ecdh.offer(channel, key.ids, key.rows, lengths, order, shuffled, tag, done))
+                counting = mode == "cardinality"
+                said.append(align_ecdh.offer(channel, key.ids, key.rows, lengths, order, counting, tag, done))
         run_id = _identify(channel, contract, said)
+        table_key = prepared.fingerprint if method == "cached" and prepared else b""
         if mode == "one-sided":
-            return Alignment(run_id, mode, lengths[1], None, order)
+            return Alignment(run_id, mode, lengths[1], None, order, table_key=table_key)
         if mode == "mutual":
             rows = order[_hear(channel, own_rows, lengths, order)]
             if not len(rows):
                 raise _no_overlap(channel)
-            return Alignment(run_id, mode, len(rows), len(rows), rows)
-        shared = channel.receive(pb.AlignCount).shared
-        if shared > min(lengths):
-            raise channel.misbehaved(Malformed, f"counted {shared} shared IDs of {min(lengths)} at most")
-        return Alignment(run_id, mode, shared, shared, _NO_ROWS)
+            return Alignment(run_id, mode, len(rows), len(rows), rows, table_key=table_key)
+        counts = [_hear_count(channel, min(lengths)) for _ in keys]
+        return replace(_counts(run_id, counts), table_key=table_key)
 
 
 # --- several keys ------------------------------------------------------------------------------------
@@ -354,6 +384,19 @@ def _example(mine: Rows, clash: npt.NDArray[np.bool_], matched: Rows) -> int:
     if clash.any():
         return int(mine[np.argmax(clash)])
     return int(np.argmax(np.bincount(matched) > 1))
+
+
+def _tell_counts(channel: Channel, contract: Contract, counted: list[tuple[bytes, int]]) -> Alignment:
+    """The active side's result in ``cardinality``: for each key, what was said, and how many IDs are shared."""
+    counts = [count for _, count in counted]
+    for count in counts:
+        channel.send(pb.AlignCount(shared=count))
+    return _counts(_identify(channel, contract, [said for said, _ in counted]), counts)
+
+
+def _counts(run_id: bytes, counts: list[int]) -> Alignment:
+    """The result in ``cardinality``: of so many IDs of each key."""
+    return Alignment(run_id, "cardinality", max(counts), max(counts), _NO_ROWS, tuple(counts))
 
 
 # --- steps that both roles share -------------------------------------------------------------------
@@ -408,7 +451,8 @@ def _method(contract: Contract, lengths: tuple[int, int]) -> str:
     """The protocol to run, which both sides conclude from the contract and the lengths."""
     if contract.align.method != "auto":
         return contract.align.method
-    return "ecdh" if contract.align.mode == "cardinality" or sum(lengths) < FEW else "ot"
+    many = contract.align.mode == "cardinality" and lengths[0] > _MOST_TO_COUNT
+    return "ecdh" if sum(lengths) < FEW or many else "ot"
 
 
 def _tag(channel: Channel, contract: Contract, key: int) -> bytes:
@@ -473,6 +517,14 @@ def _hear(channel: Channel, own: int, lengths: tuple[int, int], order: Rows) -> 
     if found[len(order) :].any() or len(places) > lengths[0] or (order[places] >= own).any():
         raise channel.misbehaved(Malformed, "named rows as shared that cannot be")
     return places
+
+
+def _hear_count(channel: Channel, most: int) -> int:
+    """AlignCount, at the passive side."""
+    shared = channel.receive(pb.AlignCount).shared
+    if shared > most:
+        raise channel.misbehaved(Malformed, f"counted {shared} shared IDs of {most} at most")
+    return int(shared)
 
 
 def _identify(channel: Channel, contract: Contract, said: list[bytes]) -> bytes:

@@ -59,7 +59,7 @@ def find(channel: Channel, ids: pa.Array, lengths: tuple[int, int], tag: bytes, 
         PeerMisbehaved: WrongLength, InvalidPoint or Malformed.
     """
     key, order = ristretto.random_scalar(), Draws().permutation(lengths[0])
-    padded = [*ids.to_pylist(), *_nobody(lengths[0] - len(ids))]
+    padded = [*ids.to_pylist(), *nobody(lengths[0] - len(ids))]
     blinded = blind([padded[i] for i in order], tag, key, done)
     channel.send(pb.AlignBlinded(points=blinded))
     theirs = receive(channel, pb.AlignBlinded, lengths[1], known=blinded)
@@ -70,7 +70,7 @@ def find(channel: Channel, ids: pa.Array, lengths: tuple[int, int], tag: bytes, 
 
 
 def offer(
-    channel: Channel, ids: pa.Array, rows: Rows, lengths: tuple[int, int], order: Rows, shuffled: bool, tag: bytes,
+    channel: Channel, ids: pa.Array, rows: Rows, lengths: tuple[int, int], order: Rows, counting: bool, tag: bytes,
     done: Done,
 ) -> bytes:  # fmt: skip
     """The passive side; arguments as for :func:`find`, and these.
@@ -78,7 +78,7 @@ def offer(
     Args:
         rows: int64 (n,), the rows that have these IDs; all others of the list take part with an ID of nobody.
         order: a permutation of range(``lengths[1]``): which row stands in each place of the list sent.
-        shuffled: whether the active side is to learn only how many are shared.
+        counting: whether the active side is to learn only how many are shared.
 
     Returns:
         A hash of all lists, the same on both sides.
@@ -87,16 +87,15 @@ def offer(
         PeerMisbehaved: WrongLength, InvalidPoint or Malformed.
     """
     key = ristretto.random_scalar()
-    padded = _nobody(lengths[1])
+    padded = nobody(lengths[1])
     for row, one in zip(rows.tolist(), ids.to_pylist(), strict=True):
         padded[row] = one
     blinded = blind([padded[i] for i in order], tag, key, done)
     theirs = receive(channel, pb.AlignBlinded, lengths[0], known=blinded)
     channel.send(pb.AlignBlinded(points=blinded))
     doubled = raise_theirs(channel, theirs, key, done)
-    if shuffled:  # its own order, or the active side would know which ones matched
-        mixed = np.frombuffer(doubled, f"V{ristretto.POINT_BYTES}")[Draws().permutation(lengths[0])]
-        doubled = mixed.tobytes()
+    if counting:  # its own order, or the active side would know which ones matched
+        doubled = shuffled(doubled)
     channel.send(pb.AlignDoubled(points=doubled))
     return _said(theirs, blinded, doubled)
 
@@ -111,7 +110,13 @@ def blind(ids: Sequence[bytes], tag: bytes, key: bytes, done: Done) -> bytes:
     return b"".join(pieces)
 
 
-def _nobody(count: int) -> list[bytes]:
+def shuffled(points: bytes) -> bytes:
+    """The same points in a random order."""
+    each = np.frombuffer(points, f"V{ristretto.POINT_BYTES}")
+    return each[Draws().permutation(len(each))].tobytes()
+
+
+def nobody(count: int) -> list[bytes]:
     """IDs that nobody has."""
     drawn = Draws().bytes(32 * count).tobytes()
     return [drawn[i : i + 32] for i in range(0, len(drawn), 32)]

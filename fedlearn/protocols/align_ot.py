@@ -83,23 +83,9 @@ def find(channel: Channel, ids: pa.Array, lengths: tuple[int, int], tag: bytes, 
         PeerMisbehaved: WrongLength, InvalidPoint or Malformed.
     """
     plan = oprf.Plan.of(*lengths)
-    placed = oprf.place(oprf.digests(ids, tag), plan)
-    if placed is None:
-        raise CannotPlace(f"cuckoo hashing found no place for one of {len(ids)} IDs")
-    blinded = channel.receive(pb.AlignBases).points
-    _check_points(channel, blinded, plan)
-    raised, base_tag, seeds = ot.offer(channel.session, blinded)
-    channel.send(pb.AlignRaised(points=raised))
-
-    end = oprf.Receiver(base_tag, seeds, plan)
-    values = np.empty((plan.bins, psi.VALUE_WORDS), np.uint32)
-    for first in range(0, plan.bins, _BINS):
-        last = min(first + _BINS, plan.bins)
-        masked, values[first:last] = end.ask(placed.piece(first, last))
-        channel.send(pb.AlignMasked(rows=masked))
-        done(last * lengths[0] // plan.bins - first * lengths[0] // plan.bins)
-
-    index = oprf.Index(values, placed.table, plan.segment)
+    asked = ask(channel, ids, plan, tag, done)
+    table = asked.placed.table
+    index = oprf.Index(asked.values, table, plan.segment)
     bins = np.empty(lengths[1], np.int32)
     for first, received in _values(channel, plan):
         bins[first : first + len(received)] = index.match(received)
@@ -108,7 +94,7 @@ def find(channel: Channel, ids: pa.Array, lengths: tuple[int, int], tag: bytes, 
     hit = bins[positions]
     if (hit < 0).any() or (np.bincount(hit, minlength=1) > 1).any():
         raise channel.misbehaved(Malformed, "sent values that make two IDs one")
-    return Found(_said(blinded, raised), placed.table[hit].astype(np.int64), positions)
+    return Found(asked.said, table[hit].astype(np.int64), positions)
 
 
 def offer(
@@ -126,12 +112,67 @@ def offer(
     Raises:
         PeerMisbehaved: WrongLength, InvalidPoint or Malformed.
     """
-    plan = oprf.Plan.of(*lengths)
+    told = answer(channel, ids, rows, oprf.Plan.of(*lengths), tag, done)
+    for first in range(0, len(order), _ROWS):
+        part = order[first : first + _ROWS]
+        channel.send(pb.AlignValues(rows=len(part), values=told.end.values(told.items[part])))
+        done(len(part))
+    return told.said
+
+
+# --- the OPRF, which align_count evaluates too -------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What the active side has after AlignMasked; ``base_tag`` and ``seeds`` are of the base transfers."""
+
+    plan: oprf.Plan
+    placed: oprf.Placed
+    values: NDArray[np.uint32]
+    base_tag: bytes
+    seeds: list[tuple[bytes, bytes]]
+    said: bytes
+
+
+@dataclass(frozen=True)
+class Told:
+    """What the passive side has: its end, its digests uint32 (n, 8) by row, and the secrets of the base transfers."""
+
+    end: oprf.Sender
+    items: NDArray[np.uint32]
+    choices: NDArray[np.bool_]
+    seeds: list[bytes]
+    said: bytes
+
+
+def ask(channel: Channel, ids: pa.Array, plan: oprf.Plan, tag: bytes, done: Done) -> Asked:
+    """The active side, from AlignBases to AlignMasked; see :func:`find`."""
+    placed = oprf.place(oprf.digests(ids, tag), plan)
+    if placed is None:
+        raise CannotPlace(f"cuckoo hashing found no place for one of {len(ids)} IDs")
+    blinded = channel.receive(pb.AlignBases).points
+    _check_points(channel, blinded, plan)
+    raised, base_tag, seeds = ot.offer(channel.session, blinded)
+    channel.send(pb.AlignRaised(points=raised))
+
+    end = oprf.Receiver(base_tag, seeds, plan)
+    values = np.empty((plan.bins, psi.VALUE_WORDS), np.uint32)
+    for first in range(0, plan.bins, _BINS):
+        last = min(first + _BINS, plan.bins)
+        masked, values[first:last] = end.ask(placed.piece(first, last))
+        channel.send(pb.AlignMasked(rows=masked))
+        done(last * plan.receiver // plan.bins - first * plan.receiver // plan.bins)
+    return Asked(plan, placed, values, base_tag, seeds, _said(blinded, raised))
+
+
+def answer(channel: Channel, ids: pa.Array, rows: Rows, plan: oprf.Plan, tag: bytes, done: Done) -> Told:
+    """The passive side, from AlignBases to AlignMasked; see :func:`offer`."""
     choice, blinded = ot.choose(channel.session, plan.bits)
     channel.send(pb.AlignBases(points=blinded))
     items = oprf.digests(ids, tag)
-    if lengths[1] > len(ids):
-        present, items = items, oprf.draw_items(lengths[1])
+    if plan.sender > len(ids):
+        present, items = items, oprf.draw_items(plan.sender)
         items[rows] = present
     raised = channel.receive(pb.AlignRaised).points
     _check_points(channel, raised, plan)
@@ -146,12 +187,8 @@ def offer(
                 WrongLength, f"sent {len(masked)} bytes where {count} rows of {plan.row_bytes} were due"
             )
         end.take(masked)
-        done(min(first + count, plan.bins) * lengths[0] // plan.bins - first * lengths[0] // plan.bins)
-    for first in range(0, len(order), _ROWS):
-        part = order[first : first + _ROWS]
-        channel.send(pb.AlignValues(rows=len(part), values=end.values(items[part])))
-        done(len(part))
-    return _said(blinded, raised)
+        done(min(first + count, plan.bins) * plan.receiver // plan.bins - first * plan.receiver // plan.bins)
+    return Told(end, items, choice.bits, seeds, _said(blinded, raised))
 
 
 def _values(channel: Channel, plan: oprf.Plan) -> Iterator[tuple[int, NDArray[np.uint8]]]:

@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17\x66\x65\x64learn/v1/align.proto\x12\x0b\x66\x65\x64learn.v1\"/\n\tAlignOpen\x12\x14\n\x0c\x61lignment_id\x18\x01 \x01(\x0c\x12\x0c\n\x04rows\x18\x02 \x01(\x04\"\x1e\n\x0c\x41lignBlinded\x12\x0e\n\x06points\x18\x01 \x01(\x0c\"\x1e\n\x0c\x41lignDoubled\x12\x0e\n\x06points\x18\x01 \x01(\x0c\"\x1c\n\nAlignCount\x12\x0e\n\x06shared\x18\x01 \x01(\x04\"\x1c\n\nAlignBases\x12\x0e\n\x06points\x18\x01 \x01(\x0c\"\x1d\n\x0b\x41lignRaised\x12\x0e\n\x06points\x18\x01 \x01(\x0c\"\x1b\n\x0b\x41lignMasked\x12\x0c\n\x04rows\x18\x01 \x01(\x0c\"+\n\x0b\x41lignValues\x12\x0c\n\x04rows\x18\x01 \x01(\r\x12\x0e\n\x06values\x18\x02 \x01(\x0c\"\x1a\n\nAlignFound\x12\x0c\n\x04\x62its\x18\x01 \x01(\x0c\"*\n\nAlignTable\x12\x0b\n\x03key\x18\x01 \x01(\x0c\x12\x0f\n\x07version\x18\x02 \x01(\x0c\"\x1c\n\tAlignKept\x12\x0f\n\x07version\x18\x01 \x01(\x0c\"<\n\x0b\x41lignUpdate\x12\r\n\x05whole\x18\x01 \x01(\x08\x12\r\n\x05\x61\x64\x64\x65\x64\x18\x02 \x01(\x0c\x12\x0f\n\x07removed\x18\x03 \x01(\x0c\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17\x66\x65\x64learn/v1/align.proto\x12\x0b\x66\x65\x64learn.v1\"/\n\tAlignOpen\x12\x14\n\x0c\x61lignment_id\x18\x01 \x01(\x0c\x12\x0c\n\x04rows\x18\x02 \x01(\x04\"\x1e\n\x0c\x41lignBlinded\x12\x0e\n\x06points\x18\x01 \x01(\x0c\"\x1e\n\x0c\x41lignDoubled\x12\x0e\n\x06points\x18\x01 \x01(\x0c\"\x1c\n\nAlignCount\x12\x0e\n\x06shared\x18\x01 \x01(\x04\"\x1c\n\nAlignBases\x12\x0e\n\x06points\x18\x01 \x01(\x0c\"\x1d\n\x0b\x41lignRaised\x12\x0e\n\x06points\x18\x01 \x01(\x0c\"\x1b\n\x0b\x41lignMasked\x12\x0c\n\x04rows\x18\x01 \x01(\x0c\"+\n\x0b\x41lignValues\x12\x0c\n\x04rows\x18\x01 \x01(\r\x12\x0e\n\x06values\x18\x02 \x01(\x0c\"\x1a\n\nAlignFound\x12\x0c\n\x04\x62its\x18\x01 \x01(\x0c\"\x1b\n\nAlignHints\x12\r\n\x05slots\x18\x01 \x01(\x0c\"/\n\tAlignSums\x12\x13\n\x0b\x63orrections\x18\x01 \x01(\x0c\x12\r\n\x05total\x18\x02 \x01(\x07\"*\n\nAlignTable\x12\x0b\n\x03key\x18\x01 \x01(\x0c\x12\x0f\n\x07version\x18\x02 \x01(\x0c\"\x1c\n\tAlignKept\x12\x0f\n\x07version\x18\x01 \x01(\x0c\"<\n\x0b\x41lignUpdate\x12\r\n\x05whole\x18\x01 \x01(\x08\x12\r\n\x05\x61\x64\x64\x65\x64\x18\x02 \x01(\x0c\x12\x0f\n\x07removed\x18\x03 \x01(\x0c\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -49,10 +49,14 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_ALIGNVALUES']._serialized_end=316
   _globals['_ALIGNFOUND']._serialized_start=318
   _globals['_ALIGNFOUND']._serialized_end=344
-  _globals['_ALIGNTABLE']._serialized_start=346
-  _globals['_ALIGNTABLE']._serialized_end=388
-  _globals['_ALIGNKEPT']._serialized_start=390
-  _globals['_ALIGNKEPT']._serialized_end=418
-  _globals['_ALIGNUPDATE']._serialized_start=420
-  _globals['_ALIGNUPDATE']._serialized_end=480
+  _globals['_ALIGNHINTS']._serialized_start=346
+  _globals['_ALIGNHINTS']._serialized_end=373
+  _globals['_ALIGNSUMS']._serialized_start=375
+  _globals['_ALIGNSUMS']._serialized_end=422
+  _globals['_ALIGNTABLE']._serialized_start=424
+  _globals['_ALIGNTABLE']._serialized_end=466
+  _globals['_ALIGNKEPT']._serialized_start=468
+  _globals['_ALIGNKEPT']._serialized_end=496
+  _globals['_ALIGNUPDATE']._serialized_start=498
+  _globals['_ALIGNUPDATE']._serialized_end=558
 # @@protoc_insertion_point(module_scope)

@@ -62,6 +62,20 @@ class AlignFound(_message.Message):
     bits: bytes
     def __init__(self, bits: _Optional[bytes] = ...) -> None: ...
 
+class AlignHints(_message.Message):
+    __slots__ = ("slots",)
+    SLOTS_FIELD_NUMBER: _ClassVar[int]
+    slots: bytes
+    def __init__(self, slots: _Optional[bytes] = ...) -> None: ...
+
+class AlignSums(_message.Message):
+    __slots__ = ("corrections", "total")
+    CORRECTIONS_FIELD_NUMBER: _ClassVar[int]
+    TOTAL_FIELD_NUMBER: _ClassVar[int]
+    corrections: bytes
+    total: int
+    def __init__(self, corrections: _Optional[bytes] = ..., total: _Optional[int] = ...) -> None: ...
+
 class AlignTable(_message.Message):
     __slots__ = ("key", "version")
     KEY_FIELD_NUMBER: _ClassVar[int]
