@@ -282,7 +282,8 @@ def _prepare_glm(party: PartyFile, contract: Contract, job: Job, role: str, fold
     if job in ("check", "train"):
         jobs_glm.check_budget(contract, loaded.table)
     own = _with_alignment(party, contract, role, loaded.table, folder)
-    return replace(own, share=share, offset=loaded.offset, warnings=loaded.warnings)
+    said = (*loaded.warnings, *_period_warnings(contract, loaded.period))
+    return replace(own, share=share, offset=loaded.offset, warnings=said, period=loaded.period)
 
 
 def _check_writable(folder: Path) -> None:
@@ -468,8 +469,10 @@ def _train_glm(channel: Channel, own: Own, alignment: Alignment, folder: Path) -
     if own.role == "active":
         order, position = own_order(alignment)
         offset = None if own.offset is None else own.offset[order]
-        table = own.table.take(order)
-        share, facts = jobs_glm.train_active(channel, contract, table, offset, position, alignment.size, folder)
+        period = None if own.period is None else own.period[order]
+        share, facts = jobs_glm.train_active(
+            channel, contract, own.table.take(order), offset, position, alignment.size, folder, period
+        )
     else:
         share, facts = jobs_glm.train_passive(channel, contract, own.table.take(alignment.rows))
     facts["warnings"] = [*own.warnings, *facts["warnings"]]

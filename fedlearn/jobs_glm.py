@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from pyarrow import csv
 
 from fedlearn.channel import Channel
-from fedlearn.contract import Contract, Data, Glm, Side
-from fedlearn.data import PartyTable, load_table
+from fedlearn.contract import Contract, Data, Glm, Kind, Side
+from fedlearn.data import PartyTable, load_table, periods
 from fedlearn.data.design import Codes, Column, Design, Evidence, fit_codes, fit_design
 from fedlearn.errors import BadLabel, ColumnMissing, OverBudget
 from fedlearn.learner import glm as learner
@@ -35,11 +35,12 @@ Summary = dict[str, Any]
 
 @dataclass(frozen=True)
 class Loaded:
-    """A table, the offset of its rows (float64 (n,); None without), and warnings about it."""
+    """A table, offset and period of its rows (float64 and int8 (n,); None without), and warnings about it."""
 
     table: PartyTable
     offset: F64 | None
     warnings: tuple[str, ...] = ()
+    period: NDArray[np.int8] | None = None
 
 
 def load(data: Data, contract: Contract, role: str, train: bool) -> Loaded:
@@ -52,7 +53,12 @@ def load(data: Data, contract: Contract, role: str, train: bool) -> Loaded:
     """
     side, column = contract.side(role), contract.label.offset if role == "active" else None
     label = contract.label if role == "active" and train else None
-    features = dict(side.features) | ({column: "number"} if column else {})
+    features: dict[str, Kind] = dict(side.features)
+    if column:
+        features[column] = "number"
+    later = contract.out_of_time if label else None
+    if later is not None:
+        features = periods.with_period(features, later.column, later.first)
     said = []
     try:
         table = load_table(
@@ -63,7 +69,7 @@ def load(data: Data, contract: Contract, role: str, train: bool) -> Loaded:
             raise
         table = load_table(
             data, contract.align.key, side.features, label, contract.budget.rows, contract.target, contract.align.also
-        )
+        )  # only at scoring, where no period is read
         said.append(f"offset column {column!r} is not in {data.source}: it counts as 0")
     offset = None
     if column is not None and column in table.columns:
@@ -78,7 +84,10 @@ def load(data: Data, contract: Contract, role: str, train: bool) -> Loaded:
         if missing.any():
             said.append(f"offset column {column!r} is missing in {missing.sum()} row(s), where it counts as 0")
             offset = np.where(missing, 0.0, offset)
-    return Loaded(table, offset, tuple(said))
+    period = None
+    if later is not None:
+        table, period = periods.split_off(table, later.column, later.first)
+    return Loaded(table, offset, tuple(said), period)
 
 
 def settings_of(contract: Contract) -> Glm:
@@ -119,13 +128,19 @@ def _most_columns(glm: Glm, side: Side) -> int:
 
 def train_active(
     channel: Channel, contract: Contract, table: PartyTable, offset: F64 | None, position: I64, universe: int,
-    keep: Path | None = None,
+    keep: Path | None = None, period: NDArray[np.int8] | None = None,
 ) -> tuple[LinearShare, Summary]:  # fmt: skip
-    """Fit as the active side; ``table`` and ``offset`` are its aligned rows.
+    """Fit as the active side; ``table``, ``offset`` and ``period`` are of its aligned rows.
 
-    With ``keep``, it writes fitted.csv into that folder: the training rows' predictions, joint and alone.
+    With ``keep``, it writes fitted.csv into that folder: the training rows' predictions, joint and alone; and with
+    ``period`` out_of_time.csv, those of the later rows, which are no part of the fit.
     """
     glm = settings_of(contract)
+    offset = np.zeros(table.rows) if offset is None else offset
+    later = _Period.of(table, offset, position, period, periods.LATER)
+    if period is not None:
+        early = _Period.of(table, offset, position, period, periods.EARLIER)
+        table, offset, position = early.table, early.offset, early.position
     if table.label is None:
         raise BadLabel("the active side's table was read without its label")
     label = table.label.astype(np.float64)
@@ -147,7 +162,7 @@ def train_active(
     if not glm.l2:
         regression.check_independent(columns, design.names)
     weight = np.ones(table.rows) if table.weight is None else table.weight
-    rows = learner.Rows(columns, label, weight, np.zeros(table.rows) if offset is None else offset)
+    rows = learner.Rows(columns, label, weight, offset)
     if glm.disclosure == "none":
         data = regression.ActiveData(rows, position, universe, design.names)
         share, found = _sealed_active(channel, contract, data, design)
@@ -155,7 +170,8 @@ def train_active(
             "selection": plan,
             "warnings": said + more + _unconverged(found["converged"], glm),
         }
-    result = regression.fit_active(channel, contract, regression.ActiveData(rows, position, universe, design.names))
+    data = regression.ActiveData(rows, position, universe, design.names, later.position)
+    result = regression.fit_active(channel, contract, data)
     fit, own_size = result.fit, 1 + len(columns)
     errors = fit.errors
     share = LinearShare(
@@ -163,8 +179,7 @@ def train_active(
         None if errors is None else errors[1:own_size], None if errors is None else float(errors[0]),
         np.quantile(fit.eta, np.arange(1, 10) / 10),
     )  # fmt: skip
-    own_dropped = {j - 1: p for j, p in fit.dropped.items() if j < own_size}
-    share = _without(share, own_dropped, plan)
+    share = _without(share, {j - 1: p for j, p in fit.dropped.items() if j < own_size}, plan)
     opaque = result.names or tuple(f"{contract.passive.name}#{j}" for j in range(len(fit.coefficients) - own_size))
     theirs_fitted = LinearShare("passive", result.model_id, _unit_design(opaque), fit.coefficients[own_size:],
                                 errors=None if errors is None else errors[own_size:])  # fmt: skip
@@ -190,7 +205,40 @@ def train_active(
         "alone": linear_figures(glm, label, alone.eta),
         "warnings": said + more + _unconverged(fit.converged, glm),
     }
+    if keep is not None and len(later.position):
+        facts |= _judge_later(keep, later, glm, design, fit.coefficients[:own_size], result.later, alone, facts)
     return share, facts
+
+
+@dataclass(frozen=True)
+class _Period:
+    """Rows of one period: table, offset float64 (k,), and places in the shared order int64 (k,)."""
+
+    table: PartyTable
+    offset: F64
+    position: I64
+
+    @classmethod
+    def of(cls, table: PartyTable, offset: F64, position: I64, period: NDArray[np.int8] | None, which: int) -> _Period:
+        rows = np.zeros(0, np.int64) if period is None else np.flatnonzero(period == which)
+        return cls(table.take(rows), offset[rows], position[rows])
+
+
+def _judge_later(
+    keep: Path, later: _Period, glm: Glm, design: Design, own: F64, theirs: F64, alone: learner.Fit, facts: Summary
+) -> Summary:
+    """Score the rows out of time, write out_of_time.csv, and tell both samples' figures; the later ones come first."""
+    columns = design.standardised(later.table)
+    joint = later.offset + own[0] + own[1:] @ columns + theirs
+    by_itself = later.offset + alone.coefficients[0] + alone.coefficients[1:] @ columns
+    _write_fitted(keep / "out_of_time.csv", later.table, glm, joint, by_itself)
+    label = np.asarray(later.table.label, np.float64)
+    told: Summary = {"rows": len(label)}
+    if glm.family != "logistic" or len(np.unique(label)) > 1:
+        told |= {"joint": linear_figures(glm, label, joint), "alone": linear_figures(glm, label, by_itself)}
+    fitted = {"rows": len(alone.eta), "joint": facts["joint"], "alone": facts["alone"]}
+    first = told if "joint" in told else fitted
+    return {"samples": {"out_of_time": told, "fitted": fitted}, "joint": first["joint"], "alone": first["alone"]}
 
 
 def train_alone(

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -23,6 +24,7 @@ from tests.parties import Pair, make_keys, make_pair, write_csv
 from tests.test_resume import assert_same_forest
 
 FIRST = "2024-07"
+AS_TEXT = csv.ConvertOptions(column_types={"id": pa.string()})
 
 
 @pytest.fixture(scope="module")
@@ -84,6 +86,51 @@ def test_the_model_does_not_depend_on_later_outcomes_and_is_judged_on_them(tmp_p
     assert_same_forest(forest(bank, pair), forest(other, pair))
     assert bank["samples"]["held_out"] == other["samples"]["held_out"]
     assert bank["samples"]["out_of_time"] != other["samples"]["out_of_time"]
+
+
+def regress(pair: Pair, **glm: Any) -> None:
+    dated(pair)
+    del pair.contract["boost"]
+    pair.contract["glm"] = {"l2": 0.01, **glm}
+    for row in pair.rows["platform"]:
+        row["city"] = row["city"] or "city-0"
+
+
+@pytest.mark.parametrize("woe", [False, True])
+def test_a_regression_does_not_depend_on_them_either(tmp_path: Path, keyring: Path, woe: bool) -> None:
+    pair = make_pair(tmp_path, keyring, change=lambda p: regress(p, woe=woe, bins=4))
+    bank, platform = trained(pair)
+    told = bank["samples"]
+    assert set(told) == {"out_of_time", "fitted"}
+    label, score = (column(bank, "out_of_time", name) for name in ("label", "log_odds_joint"))
+    assert told["out_of_time"]["joint"]["auc"] == pytest.approx(roc_auc_score(label, score))
+    assert bank["joint"] == told["out_of_time"]["joint"]
+    assert platform["steps"] < 12
+
+    # The same rows, scored afterwards with the two shares.
+    sides = [
+        jobs.prepare(load_party(pair.party_file(party)), "predict", model=pair.folder / party / "results",
+                     out=pair.folder / party / "scored")
+        for party in ("bank", "platform")
+    ]  # fmt: skip
+    scored, _ = jobs.simulate_both("predict", *sides)
+    found = csv.read_csv(Path(scored["folder"]) / "scores.csv", convert_options=AS_TEXT).to_pandas().set_index("id")
+    later = csv.read_csv(Path(bank["folder"]) / "out_of_time.csv", convert_options=AS_TEXT).to_pandas().set_index("id")
+    np.testing.assert_allclose(found.loc[later.index, "log_odds"], later["log_odds_joint"], atol=1e-4)
+
+    for row in pair.rows["bank"]:
+        if row["applied"] >= FIRST:
+            row["outcome"] = {"good": "bad", "bad": "good"}[row["outcome"]]
+    write_csv(tmp_path / "bank" / "table.csv", pair.rows["bank"])
+    other, _ = trained(pair, "again")
+    assert other["deviance"] == pytest.approx(bank["deviance"], rel=1e-6)
+    assert other["samples"]["out_of_time"] != told["out_of_time"]
+
+
+def test_sealed_regression_has_no_rows_out_of_time(tmp_path: Path, keyring: Path) -> None:
+    pair = make_pair(tmp_path, keyring, change=lambda p: regress(p, disclosure="none"))
+    with pytest.raises(BadConfig, match="score the later rows with predict"):
+        load_contract(pair.folder / "bank" / "contract.toml")
 
 
 def test_without_later_rows_a_warning(tmp_path: Path, keyring: Path) -> None:

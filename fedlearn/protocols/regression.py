@@ -31,7 +31,7 @@ from __future__ import annotations
 
 import hashlib
 import hmac
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
 import numpy as np
@@ -114,12 +114,14 @@ class ActiveData:
         position: int64 (m,), place of each row in the shared order.
         universe: n, length of the shared order.
         names: of its columns, for messages.
+        later: int64, places of rows out of time: no part of the fit, but scored by it.
     """
 
     rows: learner.Rows
     position: I64
     universe: int
     names: tuple[str, ...] = ()
+    later: I64 = field(default_factory=lambda: np.zeros(0, np.int64))
 
 
 @dataclass(frozen=True)
@@ -147,12 +149,14 @@ class ActiveResult:
         model_id: 16 bytes that both shares carry.
         names: of the opaque columns, if disclosed.
         statistics: of all columns over the aligned rows, if the contract has them.
+        later: float64, the passive side's partial scores of the rows out of time.
     """
 
     fit: learner.Fit
     model_id: bytes
     names: tuple[str, ...]
     statistics: Statistics | None = None
+    later: F64 = field(default_factory=lambda: np.zeros(0))
 
 
 @dataclass(frozen=True)
@@ -185,6 +189,11 @@ class PassiveResult:
 def asks(glm: Glm) -> int:
     """How often products are asked for at most: at every step, at the end, for errors and for statistics."""
     return glm.max_steps + 1 + int(glm.statistics) + int(learner.expects(glm))
+
+
+def scorings(contract: Contract) -> int:
+    """How often the passive side scores all rows at most: at every step, and once more for rows out of time."""
+    return _glm(contract).max_steps + int(contract.out_of_time is not None)
 
 
 def most_vectors(glm: Glm, active_columns: int) -> int:
@@ -254,12 +263,14 @@ def fit_active(channel: Channel, contract: Contract, data: ActiveData) -> Active
         names = (*data.names, *(peer.names or (f"{contract.passive.name}#{j}" for j in range(peer.columns))))
         statistics = _statistics(peer) if glm.statistics else None
         fit = learner.fit(rows, glm, peer, names)
+        theirs = fit.coefficients[1 + len(rows.columns) :]
+        later = peer.scores_at(theirs, data.later) if len(data.later) else np.zeros(0)
     result = _result(contract, fit, len(rows.columns))
     if statistics is not None:
         result.inflation.extend(statistics.inflation[len(rows.columns) :].tolist())
     result.model_id = model_id(channel, contract)
     channel.send(result)
-    return ActiveResult(fit, result.model_id, peer.names, statistics)
+    return ActiveResult(fit, result.model_id, peer.names, statistics, later)
 
 
 def _statistics(peer: _Peer) -> Statistics:
@@ -353,6 +364,10 @@ class _Peer:
         return float(np.median(relative))
 
     def scores(self, coefficients: F64) -> F64:
+        return self.scores_at(coefficients, self.data.position)
+
+    def scores_at(self, coefficients: F64, position: I64) -> F64:
+        """The passive side's partial scores of the rows at these places of the shared order."""
         self.channel.send(pb.GlmCoefficients(values=coefficients.tolist()))
         scores = np.empty(self.data.universe, np.int32)
         filled = 0
@@ -367,7 +382,7 @@ class _Peer:
             filled += due
         self.steps += 1
         self.channel.progress(self.steps, self.glm.max_steps, "steps at most")
-        return np.asarray(scores[self.data.position] * _UNIT)
+        return np.asarray(scores[position] * _UNIT)
 
 
 def _open_peer(channel: Channel, contract: Contract, data: ActiveData) -> _Peer:
@@ -428,12 +443,12 @@ def fit_passive(channel: Channel, contract: Contract, data: PassiveData) -> Pass
                 _answer(channel, message, holders, opened.columns)
             elif isinstance(message, pb.GlmCoefficients):
                 done += 1
-                if done > glm.max_steps:
+                if done > scorings(contract):
                     raise channel.misbehaved(
                         BeyondContract, f"tried coefficients {done} times where the contract has {glm.max_steps} steps"
                     )
                 _send_scores(channel, _finite(channel, message.values, len(columns)) @ columns)
-                channel.progress(done, glm.max_steps, "steps at most")
+                channel.progress(done, scorings(contract), "steps at most")
             elif isinstance(message, pb.GlmResult):
                 break
     return _received(channel, contract, message, order)
