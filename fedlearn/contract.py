@@ -117,10 +117,10 @@ class Label(_Strict):
     """The active side's label column.
 
     With objective ``logistic`` it has two values, of which ``positive`` is one; with ``softmax`` it has ``classes``;
-    else it is a number.
+    else it is a number. Only ``[kmeans]`` goes without.
     """
 
-    column: str
+    column: str = ""
     positive: str = "1"
     classes: tuple[str, ...] = Field((), description="label values, for objective softmax; at least two")
     weight: str | None = Field(None, description="column of positive row weights on the active side")
@@ -241,6 +241,20 @@ class Glm(_Strict):
         return self
 
 
+class Kmeans(_Strict):
+    """Clusters over both sides' standardised columns, instead of trees; the active side learns them. No label."""
+
+    clusters: int = Field(ge=2, le=32)
+    max_steps: int = Field(20, ge=1, le=100, description="steps at most; each reveals some bits of every row")
+    least_rows: int = Field(
+        20, ge=1, description="least rows in a cluster whose centre is asked for, and in what changed since it was"
+    )
+    levels: int = Field(255, ge=15, le=255, description="to which differences of distances are told apart")
+    digits: int = Field(15, ge=8, le=24, description="bits of a standardised value of the passive side")
+    bins: int = Field(20, ge=2, le=255, description="texts of a category at most")
+    seed: int = Field(0, ge=0, lt=2**32, description="of the active side's own clusters, which are the start")
+
+
 class Scorecard(_Strict):
     """Points of a logistic model on WOE columns: base_score at base_odds (good to bad); pdo points double the odds."""
 
@@ -307,10 +321,11 @@ class Contract(_Strict):
     expires: date
     active: Side
     passive: Side
-    label: Label
+    label: Label = Label()
     align: Align
     boost: Boost = Boost()
     glm: Glm | None = None
+    kmeans: Kmeans | None = None
     scorecard: Scorecard | None = None
     encryption: Encryption = Encryption()
     budget: Budget = Budget()
@@ -365,6 +380,16 @@ class Contract(_Strict):
             raise ValueError("[align] pad_rows must not exceed [budget] rows")
         if self.label.column in self.active.features:
             raise ValueError("the label column cannot also be a feature")
+        return self
+
+    @model_validator(mode="after")
+    def _with_or_without_label(self) -> Contract:
+        if self.kmeans is not None and (self.boost != Boost() or self.glm or self.label != Label() or self.serving):
+            raise ValueError("[kmeans] goes without [boost], [glm], [label] and [serving]")
+        if self.kmeans is not None and self.privacy is not None:
+            raise ValueError("[privacy] does not go with [kmeans], which adds no noise to its sums")
+        if self.kmeans is None and not self.label.column:
+            raise ValueError("[label] must name a column: only [kmeans] goes without")
         return self
 
     def hash(self) -> bytes:

@@ -22,7 +22,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 from pyarrow import csv, feather
 
-from fedlearn import jobs_glm
+from fedlearn import jobs_glm, jobs_kmeans
 from fedlearn import prepared as tables
 from fedlearn.channel import Channel, Limits, simulate
 from fedlearn.channel.channel import Progress
@@ -37,9 +37,9 @@ from fedlearn.learner import booster
 from fedlearn.learner.booster import Rows
 from fedlearn.learner.grower import Features
 from fedlearn.learner.objective import objective_of
-from fedlearn.models import checkpoint, linear, reference
+from fedlearn.models import checkpoint, cluster, linear, reference
 from fedlearn.models import share as shares
-from fedlearn.protocols import align, align_cached, boost, disclose, handshake, matvec, regression, score
+from fedlearn.protocols import align, align_cached, boost, disclose, handshake, kmeans, matvec, regression, score
 from fedlearn.protocols.align import Alignment
 from fedlearn.protocols.resume import Start
 from fedlearn.report import page
@@ -80,7 +80,7 @@ class Own:
     contract: Contract
     table: PartyTable
     folder: Path
-    share: shares.Share | linear.LinearShare | None = None
+    share: shares.Share | linear.LinearShare | cluster.ClusterShare | None = None
     on_file: Alignment | None = None
     plan: Plan | None = None
     earlier: shares.Share | None = None
@@ -131,10 +131,12 @@ def prepare(
         raise NotInContract(
             f"contract {contract.name!r} aligns by cardinality, which gives a count and no rows to {job} on"
         )
-    if contract.glm is not None:
+    if contract.glm is not None or contract.kmeans is not None:
         if resume or earlier is not None:
-            raise NotInContract("a regression takes a few steps: it cannot be resumed or go on from an earlier model")
-        return _prepare_glm(party, contract, job, role, folder, model)
+            what = "a regression" if contract.glm else "k-means"
+            raise NotInContract(f"{what} takes a few steps: it cannot be resumed or go on from an earlier model")
+        by_steps = _prepare_glm if contract.glm else _prepare_kmeans
+        return by_steps(party, contract, job, role, folder, model)
     share = None
     if job == "predict":
         share = shares.load(model or party.output.folder / "model", contract, party.party)
@@ -214,6 +216,22 @@ def _prepare_glm(party: PartyFile, contract: Contract, job: Job, role: str, fold
     shelved = _tables(party, contract, role, loaded.table)
     own = Own(party.party, role, contract, loaded.table, folder, share, on_file, key=signing, tables=shelved)
     return replace(own, offset=loaded.offset, warnings=loaded.warnings)
+
+
+def _prepare_kmeans(party: PartyFile, contract: Contract, job: Job, role: str, folder: Path, model: Path | None) -> Own:
+    share = None
+    if job == "predict":
+        share = cluster.load(model or party.output.folder / "model", contract, party.party)
+        if share.role != role:
+            raise WrongModel(f"the share of {party.party!r} is not that of the {role} side")
+    features, key, also = contract.side(role).features, contract.align.key, contract.align.also
+    table = load_table(party.data, key, features, None, contract.budget.rows, also=also)
+    if job in ("check", "train"):
+        jobs_kmeans.check_budget(contract, table)
+    signing = party.tls.key if party.tls.key.exists() else None
+    on_file = _alignment_on_file(party.output.folder / "alignment", contract, table, signing)
+    shelved = _tables(party, contract, role, table)
+    return Own(party.party, role, contract, table, folder, share, on_file, key=signing, tables=shelved)
 
 
 def _check_writable(folder: Path) -> None:
@@ -298,6 +316,9 @@ def _check(channel: Channel, own: Own) -> Summary:
     plan = own.plan
     if own.contract.glm is not None:
         facts = jobs_glm.check_budget(own.contract, own.table)
+    elif own.contract.kmeans is not None:
+        facts = jobs_kmeans.check_budget(own.contract, own.table)
+    if own.contract.glm is not None or own.contract.kmeans is not None:
         summary = _summary(channel, own, "check") | {"folder": "nothing was written"} | facts
         return summary | {"peer_rows": rows, "peer_features": features, "would_write_to": str(own.folder.parent)}
     vectors = boost.most_vectors(own.contract)
@@ -341,6 +362,9 @@ def _train(channel: Channel, own: Own) -> Summary:
         if own.contract.glm is not None:
             facts = _train_glm(channel, own, alignment, folder)
             regression.exchange_saved(channel)
+        elif own.contract.kmeans is not None:
+            facts = _train_kmeans(channel, own, alignment, folder)
+            kmeans.exchange_saved(channel)
         else:
             train = _train_active if own.role == "active" else _train_passive
             facts = train(channel, own, alignment, keeper, folder)
@@ -380,6 +404,13 @@ def _train_glm(channel: Channel, own: Own, alignment: Alignment, folder: Path) -
         share, facts = jobs_glm.train_passive(channel, contract, own.table.take(alignment.rows))
     facts["warnings"] = [*own.warnings, *facts["warnings"]]
     return facts | jobs_glm.save(share, folder, contract, own.party, own.role, facts["selection"])
+
+
+def _train_kmeans(channel: Channel, own: Own, alignment: Alignment, folder: Path) -> Summary:
+    if own.role == "passive":
+        return jobs_kmeans.train_passive(channel, own.contract, own.table.take(alignment.rows), folder)
+    order, position = own_order(alignment)
+    return jobs_kmeans.train_active(channel, own.contract, own.table.take(order), position, alignment.size, folder)
 
 
 def _train_active(
@@ -470,6 +501,8 @@ def _predict(channel: Channel, own: Own) -> Summary:
         with channel.phase("score"):
             if isinstance(own.share, linear.LinearShare):
                 facts = _predict_glm(channel, own, own.share, alignment, folder)
+            elif isinstance(own.share, cluster.ClusterShare):
+                facts = _predict_kmeans(channel, own, own.share, alignment, folder)
             elif isinstance(own.share, shares.ActiveShare):
                 rows, position = own_order(alignment)
                 table = own.table.take(rows)
@@ -497,6 +530,16 @@ def _predict_glm(channel: Channel, own: Own, share: linear.LinearShare, alignmen
         channel, own.contract, share, own.table.take(rows), offset, position, alignment.size, folder / "scores.csv"
     )
     return facts | {"warnings": [*own.warnings, *facts["warnings"]]}
+
+
+def _predict_kmeans(
+    channel: Channel, own: Own, share: cluster.ClusterShare, alignment: Alignment, folder: Path
+) -> Summary:
+    if share.role == "passive":
+        return jobs_kmeans.predict_passive(channel, own.contract, share, own.table.take(alignment.rows))
+    rows, position = own_order(alignment)
+    table, path = own.table.take(rows), folder / "scores.csv"
+    return jobs_kmeans.predict_active(channel, own.contract, share, table, position, alignment.size, path)
 
 
 # --- alignment ---------------------------------------------------------------------------------------

@@ -27,7 +27,15 @@ F64 = NDArray[np.float64]
 #: Files with rows that the active side keeps: held-out scores of trees, training scores of a regression.
 _SCORED = (("held_out.csv", "held-out rows (cross-validation)"), ("fitted.csv", "training rows"))
 #: How people write the figures' names.
-NAMES = {"auc": "AUC", "ks": "KS", "log_loss": "log-loss", "rmse": "RMSE", "mae": "MAE", "r2": "R²"}
+NAMES = {
+    "explained": "variance explained",
+    "auc": "AUC",
+    "ks": "KS",
+    "log_loss": "log-loss",
+    "rmse": "RMSE",
+    "mae": "MAE",
+    "r2": "R²",
+}
 
 
 @dataclass(frozen=True)
@@ -93,7 +101,7 @@ def page(run: Run) -> str:
     style = resources.files("fedlearn.report").joinpath("style.css").read_text(encoding="utf-8")
     title = f"{run.contract.name}: model report of {run.facts['party']}"
     parts = (_head, _cards, _contract, _data, _discrimination, _number, _classes, _folds, _coefficients, _points,
-             _importance, _stability, _ledger, _timings)  # fmt: skip
+             _importance, _clusters, _stability, _ledger, _timings)  # fmt: skip
     head = tag(
         "head", Markup('<meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">'),
         tag("title", title), tag("style", Markup(style)),
@@ -150,6 +158,8 @@ def _contract(run: Run) -> Markup:
     algorithm = (
         f"{contract.glm.family} regression{' on weights of evidence' if contract.glm.woe else ''}"
         if contract.glm
+        else f"k-means, {contract.kmeans.clusters} clusters"
+        if contract.kmeans
         else f"{contract.boost.trees} rounds of trees of depth {contract.boost.depth}, {contract.boost.objective}, "
         f"{contract.boost.folds} folds, {contract.boost.routing} routing"
     )
@@ -159,7 +169,7 @@ def _contract(run: Run) -> Markup:
         ["Contract hash", tag("code", contract.hash().hex())],
         ["Outcome side", f"{contract.active.name}: {', '.join(contract.active.features)}"],
         ["Feature side", f"{contract.passive.name}: {', '.join(contract.passive.features)}"],
-        ["Outcome", contract.label.column],
+        ["Outcome", contract.label.column or "none"],
         ["Alignment", f"{contract.align.mode} on {', '.join(k.column for k in contract.align.keys)}"],
         ["Algorithm", algorithm],
         ["Encryption", contract.encryption.backend],
@@ -399,6 +409,22 @@ def _folds(run: Run) -> Markup | None:
 
 
 # --- the model ---------------------------------------------------------------------------------------
+
+
+def _clusters(run: Run) -> Markup | None:
+    """Centres of a k-means: own columns in their own units, opaque ones in standard deviations from the mean."""
+    found = run.facts.get("clusters")
+    if not found:
+        return None
+    told = "Means of every cluster; of a category, the share of rows with that text."
+    heads = ["", *(f"cluster {line['cluster']}" for line in found)]
+    lines: list[list[object]] = [["rows", *(line["rows"] for line in found)]] if "rows" in found[0] else []
+    for part in ("profile", "peer_standardised"):
+        for name in found[0].get(part, {}):
+            lines.append([name, *(round(line[part][name], 3) for line in found)])
+    if "peer_standardised" in found[0]:
+        told += f" The columns of {run.peer} in standard deviations from their means."
+    return join(tag("h2", "Clusters"), tag("p", told), table(heads, lines))
 
 
 def _coefficients(run: Run) -> Markup | None:

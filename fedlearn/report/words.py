@@ -13,6 +13,7 @@ _FILES = {
     "held_out.csv": "scores of held-out customers, joint and alone, with outcomes: personal data",
     "fitted.csv": "scores of the training customers, joint and alone, with outcomes: personal data",
     "scores.csv": "scores of the customers asked for: personal data",
+    "clusters.csv": "the cluster of every training customer: personal data",
     "scorecard.json": "this side's points, for other programs",
     "rows.arrow": "which own rows are shared: personal data",
     "alignment.json": "which alignment this is",
@@ -44,11 +45,13 @@ def _happened(run: Run) -> list[str]:
         said.append(
             f"They fitted one {run.contract.glm.family} regression in {facts['steps']} steps on encrypted sums."
         )
+    elif run.contract.kmeans is not None and "clusters" in facts:
+        said.append(f"They found {len(facts['clusters'])} clusters in {facts['steps']} steps on encrypted sums.")
     elif "trees" in facts or "splits_by_feature" in facts:
         said.append("They grew trees from encrypted gradients; each side keeps the half with its own features.")
     if "joint" in facts:
         name, joint = next(iter(facts["joint"].items()))
-        kind = "training" if "coefficients" in facts else "held-out"
+        kind = "training" if "coefficients" in facts or "clusters" in facts else "held-out"
         alone = facts["alone"][name]
         said.append(
             f"On {kind} rows the {NAMES.get(name, name)} is {alone:.4f} for {me} alone and {joint:.4f} jointly."
