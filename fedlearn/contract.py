@@ -113,6 +113,19 @@ class Side(_Strict):
         return self
 
 
+class Target(_Strict):
+    """A further label column of the same rows, for a model of its own in the same run."""
+
+    column: str
+    objective: Literal["logistic", "squared"] = "logistic"
+    positive: str = Field("1", description="the value that counts as 1, with objective logistic")
+
+    @property
+    def alone(self) -> Label:
+        """The same as a label by itself."""
+        return Label(column=self.column, positive=self.positive)
+
+
 class Label(_Strict):
     """The active side's label column.
 
@@ -125,6 +138,14 @@ class Label(_Strict):
     classes: tuple[str, ...] = Field((), description="label values, for objective softmax; at least two")
     weight: str | None = Field(None, description="column of positive row weights on the active side")
     offset: str | None = Field(None, description="column added to the linear predictor of [glm], on the active side")
+    also: tuple[Target, ...] = Field(
+        (), max_length=199, description="further label columns; their models grow in lock-step on the same hint"
+    )
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """All label columns, the first one first."""
+        return (self.column, *(target.column for target in self.also))
 
 
 class Boost(_Strict):
@@ -349,8 +370,13 @@ class Contract(_Strict):
 
     @property
     def outputs(self) -> int:
-        """Margins per row, which is also trees per round: the number of classes, or 1."""
-        return len(self.label.classes) if self.boost.objective == "softmax" else 1
+        """Margins per row, which is also trees per round: the number of classes, or of label columns."""
+        return len(self.label.classes) if self.boost.objective == "softmax" else 1 + len(self.label.also)
+
+    @property
+    def also(self) -> tuple[str, ...]:
+        """Objectives of the further label columns."""
+        return tuple(target.objective for target in self.label.also)
 
     @model_validator(mode="after")
     def _consistent(self) -> Contract:
@@ -380,6 +406,21 @@ class Contract(_Strict):
             raise ValueError("[align] pad_rows must not exceed [budget] rows")
         if self.label.column in self.active.features:
             raise ValueError("the label column cannot also be a feature")
+        return self
+
+    @model_validator(mode="after")
+    def _several_labels(self) -> Contract:
+        boost, columns = self.boost, self.label.columns
+        if not self.label.also:
+            return self
+        if self.glm is not None or boost.objective not in ("logistic", "squared"):
+            raise ValueError("[label] also needs [boost] with objective logistic or squared")
+        if boost.early_stopping or boost.start is not None or boost.scale_pos_weight != 1:
+            raise ValueError(
+                "[label] also goes without early_stopping, start and scale_pos_weight: they are of one label"
+            )
+        if len(set(columns)) < len(columns) or set(columns) & {*self.active.features, self.label.weight}:
+            raise ValueError("[label] also must name columns that are neither named twice nor features nor the weight")
         return self
 
     @model_validator(mode="after")

@@ -448,9 +448,13 @@ def _train_active(
     if settings.folds:
         with channel.phase("alone"):
             _, alone, _ = boost.cross_validate(contract, rows, None)
-        objective = objective_of(settings, contract.outputs)
-        facts["joint"] = figures(objective, rows.label, result.held_out)
-        facts["alone"] = figures(objective, rows.label, alone)
+        joint, own_only = judged(contract, rows, result.held_out), judged(contract, rows, alone)
+        facts["joint"], facts["alone"] = joint[0], own_only[0]
+        if contract.label.also:
+            facts["targets"] = {
+                column: {"joint": both, "alone": one}
+                for column, both, one in zip(contract.label.columns, joint, own_only, strict=True)
+            }
         _write_held_out(folder / "held_out.csv", table, contract, result.fold, result.held_out, alone)
     return facts
 
@@ -651,7 +655,7 @@ def _alignment_on_file(folder: Path, contract: Contract, table: PartyTable, key:
 
 def _fingerprint_of_ids(table: PartyTable) -> str:
     """Features and labels may change without a row becoming another customer's."""
-    return replace(table, columns={}, label=None, weight=None).fingerprint().hex()
+    return replace(table, columns={}, label=None, more=(), weight=None).fingerprint().hex()
 
 
 # --- results -----------------------------------------------------------------------------------------
@@ -686,7 +690,18 @@ def rows_of(table: PartyTable, binning: Binning, contract: Contract) -> Rows:
     label = np.zeros(0) if table.label is None else table.label.astype(np.float64)
     weight = np.ones(table.rows) if table.weight is None else table.weight
     features = features_of(binning, contract.active)
-    return Rows(binning.transform(table), features, label, weight, contract.outputs)
+    more = np.stack([np.asarray(values, np.float64) for values in table.more]) if table.more else None
+    classes = 1 if table.more else contract.outputs
+    return Rows(binning.transform(table), features, label, weight, classes, more, contract.also if table.more else ())
+
+
+def judged(contract: Contract, rows: Rows, margins: F64) -> list[dict[str, float]]:
+    """Figures of every label column, the first one first; see :func:`fedlearn.report.metrics.figures`."""
+    if not contract.label.also:
+        return [figures(rows.objective(contract.boost), rows.label, margins)]
+    names = (contract.boost.objective, *contract.also)
+    parts = (objective_of(contract.boost.model_copy(update={"objective": name}), 1) for name in names)
+    return [figures(one, rows.targets[k], margins[k : k + 1]) for k, one in enumerate(parts)]
 
 
 def _summary(channel: Channel, own: Own, job: Job) -> Summary:
@@ -735,7 +750,15 @@ def _write_run(folder: Path, summary: Summary) -> None:
 
 
 def _predictions(contract: Contract, margins: F64) -> dict[str, F64]:
-    """Columns of a score file: the prediction under its usual name, then the margins."""
+    """Columns of a score file: the prediction under its usual name, then the margins; then those of further labels."""
+    if contract.label.also:
+        first = contract.model_copy(update={"label": contract.label.model_copy(update={"also": ()})})
+        found = _predictions(first, margins[:1])
+        for k, target in enumerate(contract.label.also):
+            own = first.model_copy(update={"boost": first.boost.model_copy(update={"objective": target.objective})})
+            later = _predictions(own, margins[k + 1 : k + 2])
+            found |= {f"{name}_{target.column}": values for name, values in later.items()}
+        return found
     mean = objective_of(contract.boost, contract.outputs).mean(margins)
     if contract.boost.objective == "softmax":
         return {f"probability_{name}": mean[k] for k, name in enumerate(contract.label.classes)}
@@ -750,6 +773,7 @@ def _write_scores(path: Path, table: PartyTable, contract: Contract, margins: F6
 
 def _write_held_out(path: Path, table: PartyTable, contract: Contract, fold: Any, joint: F64, alone: F64) -> None:
     columns: dict[str, Any] = {"id": table.ids.to_pylist(), "fold": fold, "label": table.label}
+    columns |= {f"label_{one.column}": values for one, values in zip(contract.label.also, table.more, strict=True)}
     for suffix, margins in (("joint", joint), ("alone", alone)):
         columns |= {f"{name}_{suffix}": values for name, values in _predictions(contract, margins).items()}
     _write_csv(path, columns)

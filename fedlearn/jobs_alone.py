@@ -14,12 +14,10 @@ from fedlearn import jobs_glm
 from fedlearn.contract import PartyFile, load_contract
 from fedlearn.data import fit_binning, load_table
 from fedlearn.errors import NotInContract
-from fedlearn.jobs import rows_of
-from fedlearn.learner.objective import objective_of
+from fedlearn.jobs import judged, rows_of
 from fedlearn.models import linear, reference
 from fedlearn.models import share as trees
 from fedlearn.protocols import boost
-from fedlearn.report.metrics import figures
 
 
 def train_alone(party: PartyFile, out: Path) -> dict[str, Any]:
@@ -50,8 +48,8 @@ def train_alone(party: PartyFile, out: Path) -> dict[str, Any]:
             _, held_out, fit = boost.cross_validate(contract, rows, None)
             trees.save(trees.ActiveShare(model_id, binning, fit.forest, 0), folder, contract, party.party)
             reference.save(folder, binning, rows.bins, fit.margins[0])
-            judged = held_out if contract.boost.folds else fit.margins
+            margins = held_out if contract.boost.folds else fit.margins
             facts |= {"rows": table.rows, "trees": fit.forest.trees}
-            facts["alone"] = figures(objective_of(contract.boost, contract.outputs), rows.label, judged)
+            facts["alone"] = judged(contract, rows, margins)[0]
         (folder / "run.json").write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
     return facts | {"folder": str(out)}

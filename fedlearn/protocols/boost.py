@@ -768,8 +768,10 @@ def _check_labels(rows: Rows, contract: Contract) -> None:
     least = max(10, 2 * least_size(contract))
     if len(rows.label) < least:
         raise NoOverlap(f"only {len(rows.label)} aligned rows have a label; training needs at least {least}")
-    if rows.label.min() == rows.label.max():
-        raise NoOverlap(f"all {len(rows.label)} aligned rows have the same label, so there is nothing to learn")
+    for column, values in zip(contract.label.columns, np.atleast_2d(rows.targets), strict=True):
+        if values.min() == values.max():
+            which = f" {column!r}" if contract.label.also else ""
+            raise NoOverlap(f"all {len(values)} aligned rows have the same label{which}, so there is nothing to learn")
 
 
 # --- passive -----------------------------------------------------------------------------------------

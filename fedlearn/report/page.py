@@ -101,7 +101,7 @@ def page(run: Run) -> str:
     style = resources.files("fedlearn.report").joinpath("style.css").read_text(encoding="utf-8")
     title = f"{run.contract.name}: model report of {run.facts['party']}"
     parts = (_head, _cards, _contract, _data, _discrimination, _number, _classes, _folds, _coefficients, _points,
-             _importance, _clusters, _stability, _ledger, _timings)  # fmt: skip
+             _importance, _clusters, _targets, _stability, _ledger, _timings)  # fmt: skip
     head = tag(
         "head", Markup('<meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">'),
         tag("title", title), tag("style", Markup(style)),
@@ -169,7 +169,7 @@ def _contract(run: Run) -> Markup:
         ["Contract hash", tag("code", contract.hash().hex())],
         ["Outcome side", f"{contract.active.name}: {', '.join(contract.active.features)}"],
         ["Feature side", f"{contract.passive.name}: {', '.join(contract.passive.features)}"],
-        ["Outcome", contract.label.column or "none"],
+        ["Outcome", ", ".join(contract.label.columns) or "none"],
         ["Alignment", f"{contract.align.mode} on {', '.join(k.column for k in contract.align.keys)}"],
         ["Algorithm", algorithm],
         ["Encryption", contract.encryption.backend],
@@ -409,6 +409,20 @@ def _folds(run: Run) -> Markup | None:
 
 
 # --- the model ---------------------------------------------------------------------------------------
+
+
+def _targets(run: Run) -> Markup | None:
+    """Figures of every label column, where there are several."""
+    found = run.facts.get("targets")
+    if not found:
+        return None
+    lines: list[list[object]] = []
+    for column, values in found.items():
+        for name, joint in values["joint"].items():
+            alone = values["alone"][name]
+            lines.append([column, NAMES.get(name, name), alone, joint, joint - alone])
+    heads = ["label", "figure", f"{run.facts['party']} alone", "joint", "difference"]
+    return join(tag("h2", "All labels"), tag("p", "Models that grew together on one hint."), table(heads, lines))
 
 
 def _clusters(run: Run) -> Markup | None:
