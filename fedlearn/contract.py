@@ -276,6 +276,17 @@ class Kmeans(_Strict):
     seed: int = Field(0, ge=0, lt=2**32, description="of the active side's own clusters, which are the start")
 
 
+class Screen(_Strict):
+    """Which of the passive side's many columns trees may use: those of the highest information values.
+
+    By turns for each label; of a label with classes, for each class against the rest.
+    """
+
+    keep: int = Field(ge=1, le=10_000, description="columns kept at most")
+    bins: int = Field(8, ge=2, le=50, description="bins per column, not counting the one for missing values")
+    least_iv: float = Field(0.0, ge=0, description="columns of a smaller information value are not kept")
+
+
 class Scorecard(_Strict):
     """Points of a logistic model on WOE columns: base_score at base_odds (good to bad); pdo points double the odds."""
 
@@ -347,6 +358,7 @@ class Contract(_Strict):
     boost: Boost = Boost()
     glm: Glm | None = None
     kmeans: Kmeans | None = None
+    screen: Screen | None = None
     scorecard: Scorecard | None = None
     encryption: Encryption = Encryption()
     budget: Budget = Budget()
@@ -406,6 +418,14 @@ class Contract(_Strict):
             raise ValueError("[align] pad_rows must not exceed [budget] rows")
         if self.label.column in self.active.features:
             raise ValueError("the label column cannot also be a feature")
+        return self
+
+    @model_validator(mode="after")
+    def _screened(self) -> Contract:
+        if self.screen is not None and (self.glm or self.kmeans or self.privacy or self.passive.monotone):
+            raise ValueError(
+                "[screen] goes without [glm], [kmeans], [privacy] and monotone columns on the passive side"
+            )
         return self
 
     @model_validator(mode="after")

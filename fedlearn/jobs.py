@@ -26,7 +26,7 @@ from fedlearn import jobs_glm, jobs_kmeans
 from fedlearn import prepared as tables
 from fedlearn.channel import Channel, Limits, simulate
 from fedlearn.channel.channel import Progress
-from fedlearn.contract import Contract, PartyFile, Side, load_contract
+from fedlearn.contract import Contract, Kind, PartyFile, Side, load_contract
 from fedlearn.crypto.draws import Draws
 from fedlearn.crypto.lwe import Plan
 from fedlearn.crypto.privacy import epsilon_of
@@ -39,7 +39,18 @@ from fedlearn.learner.grower import Features
 from fedlearn.learner.objective import objective_of
 from fedlearn.models import checkpoint, cluster, linear, reference
 from fedlearn.models import share as shares
-from fedlearn.protocols import align, align_cached, boost, disclose, handshake, kmeans, matvec, regression, score
+from fedlearn.protocols import (
+    align,
+    align_cached,
+    boost,
+    disclose,
+    handshake,
+    kmeans,
+    matvec,
+    regression,
+    score,
+    screen,
+)
 from fedlearn.protocols.align import Alignment
 from fedlearn.protocols.resume import Start
 from fedlearn.report import page
@@ -173,6 +184,8 @@ def prepare(
 
 def _earlier_share(folder: Path, contract: Contract, party: str, role: str) -> shares.Share:
     """This side's share of a model to go on from. Raises WrongModel, NotInContract when the contract has no room."""
+    if contract.screen is not None:
+        raise NotInContract("training cannot go on from an earlier model with [screen], which may keep other columns")
     if contract.boost.forest == "random" or contract.boost.folds:
         raise NotInContract(
             "training cannot go on from an earlier model with [boost] folds (whose trees are not kept) "
@@ -248,7 +261,10 @@ def budget_plan(contract: Contract, role: str, table: PartyTable) -> Plan | None
         OverBudget: no plan fits, so training would be refused.
     """
     settings, terms = contract.boost, boost.terms(contract)
-    if role == "passive":
+    if contract.screen is not None:
+        sizes = np.full(min(contract.screen.keep, len(contract.passive.features)), settings.bins + 1)
+        shape = matvec.Shape.indicator(sizes, table.rows)
+    elif role == "passive":
         sizes = fit_binning(table, settings.bins, contract.passive.features).offsets
         shape = matvec.Shape.indicator(np.diff(sizes), table.rows)
     else:
@@ -425,6 +441,11 @@ def _train_active(
     binning = earlier.binning if earlier else fit_binning(table, settings.bins, contract.active.features)
     rows = rows_of(table, binning, contract)
     data = boost.ActiveData(rows, position, alignment.size)
+    kept = None
+    if contract.screen is not None:
+        with channel.phase("screen"):
+            kept = screen.screen_active(channel, contract, label_events(contract, rows), position, alignment.size)
+        data = replace(data, ordered=kept.ordered)
     result = boost.train_active(
         channel, contract, data, checkpoint=_kept_for(own, keeper), earlier=earlier.forest if earlier else None
     )
@@ -436,9 +457,10 @@ def _train_active(
     share = shares.ActiveShare(result.model_id, binning, forest, len(forest.passive_splits), result.names, disclosed)
     shares.save(share, folder, contract, own.party)
     reference.save(folder, binning, rows.bins, result.fit.margins[0])
-    opaque = tuple(f"{contract.passive.name}#{k}" for k in range(len(contract.passive.features)))
+    opaque = tuple(f"{contract.passive.name}#{k}" for k in range(len(result.features.sizes)))
     facts: Summary = {
         **_start_facts(own, result.start),
+        **({} if kept is None else {"screened": {"columns_kept": len(kept.iv), "least_iv": min(kept.iv)}}),
         "model_id": result.model_id.hex(),
         "trees": forest.trees,
         f"validation_{settings.metric}": result.fit.history,
@@ -465,7 +487,11 @@ def _train_passive(
     contract = own.contract
     table = own.table.take(alignment.rows)
     earlier = own.earlier if isinstance(own.earlier, shares.PassiveShare) else None
-    binning = earlier.binning if earlier else fit_binning(table, contract.boost.bins, contract.passive.features)
+    features = dict(contract.passive.features)
+    if contract.screen is not None:
+        with channel.phase("screen"):
+            features = _screened(channel, own, table)
+    binning = earlier.binning if earlier else fit_binning(table, contract.boost.bins, features)
     names = tuple(f.name for f in binning.features)
     data = boost.PassiveData(binning.transform(table), features_of(binning, contract.passive), names)
     seed = earlier.disguise if earlier else _disguise_seed(own)
@@ -482,8 +508,29 @@ def _train_passive(
     return {
         **_start_facts(own, result.start),
         "model_id": result.model_id.hex(),
+        **({} if contract.screen is None else {"screened": {"columns_kept": list(features)}}),
         "splits_by_feature": {name: int(n) for name, n in zip(names, used, strict=True)},
     }
+
+
+def _screened(channel: Channel, own: Own, table: PartyTable) -> dict[str, Kind]:
+    """The passive side's columns that a screening keeps; shuffled alike whenever the run is resumed."""
+    contract = own.contract
+    features = contract.passive.features
+    binning = fit_binning(table, screen.settings_of(contract).bins, features)
+    told = features_of(binning, contract.passive)
+    order = Draws(hashlib.sha256(b"fedlearn/1 screen" + _disguise_seed(own)).digest())
+    kept = screen.screen_passive(channel, contract, binning.transform(table), told.sizes, told.ordered, order)
+    names = [f.name for f in binning.features]
+    return {names[k]: features[names[k]] for k in kept}
+
+
+def label_events(contract: Contract, rows: Rows) -> NDArray[np.int32]:
+    """What a screening counts, int32 (K, m): see :func:`fedlearn.protocols.screen.events_of`."""
+    if contract.boost.objective == "softmax":
+        return np.asarray(np.arange(contract.outputs)[:, None] == rows.label, np.int32)
+    names = (contract.boost.objective, *contract.also)
+    return screen.events_of(np.atleast_2d(rows.targets), [name == "logistic" for name in names])
 
 
 def _disguise_seed(own: Own) -> bytes:
