@@ -796,14 +796,14 @@ def _write_run(folder: Path, summary: Summary) -> None:
     (folder / "run.json").write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
 
 
-def _predictions(contract: Contract, margins: F64) -> dict[str, F64]:
+def predictions(contract: Contract, margins: F64) -> dict[str, F64]:
     """Columns of a score file: the prediction under its usual name, then the margins; then those of further labels."""
     if contract.label.also:
         first = contract.model_copy(update={"label": contract.label.model_copy(update={"also": ()})})
-        found = _predictions(first, margins[:1])
+        found = predictions(first, margins[:1])
         for k, target in enumerate(contract.label.also):
             own = first.model_copy(update={"boost": first.boost.model_copy(update={"objective": target.objective})})
-            later = _predictions(own, margins[k + 1 : k + 2])
+            later = predictions(own, margins[k + 1 : k + 2])
             found |= {f"{name}_{target.column}": values for name, values in later.items()}
         return found
     mean = objective_of(contract.boost, contract.outputs).mean(margins)
@@ -815,14 +815,14 @@ def _predictions(contract: Contract, margins: F64) -> dict[str, F64]:
 
 
 def _write_scores(path: Path, table: PartyTable, contract: Contract, margins: F64) -> None:
-    _write_csv(path, {"id": table.ids.to_pylist(), **_predictions(contract, margins)})
+    _write_csv(path, {"id": table.ids.to_pylist(), **predictions(contract, margins)})
 
 
 def _write_held_out(path: Path, table: PartyTable, contract: Contract, fold: Any, joint: F64, alone: F64) -> None:
     columns: dict[str, Any] = {"id": table.ids.to_pylist(), "fold": fold, "label": table.label}
     columns |= {f"label_{one.column}": values for one, values in zip(contract.label.also, table.more, strict=True)}
     for suffix, margins in (("joint", joint), ("alone", alone)):
-        columns |= {f"{name}_{suffix}": values for name, values in _predictions(contract, margins).items()}
+        columns |= {f"{name}_{suffix}": values for name, values in predictions(contract, margins).items()}
     _write_csv(path, columns)
 
 

@@ -16,6 +16,7 @@ from fedlearn.contract import Contract, Screen
 from fedlearn.crypto.draws import Draws
 from fedlearn.errors import BeyondContract, ConstantColumns, Malformed, WrongLength
 from fedlearn.jobs_glm import own_evidence
+from fedlearn.learner.woe import evidence
 from fedlearn.protocols import handshake, screen
 from fedlearn.v1 import screen_pb2 as pb
 from tests.boosting import Case, numbers
@@ -74,6 +75,8 @@ def test_values_are_those_of_a_table_that_has_the_label() -> None:
     hits = [np.bincount(b, label, int(s)).astype(int) for b, s in zip(case.passive.bins, sizes, strict=True)]
     offsets = np.concatenate([[0], np.cumsum(sizes)])
     found = screen.values_of(np.concatenate(hits)[None], np.concatenate(rows), offsets)
+    unmerged = [evidence(h, r, np.arange(len(r))).iv for h, r in zip(hits, rows, strict=True)]
+    assert found[0] == pytest.approx(unmerged)
     assert found[0] == pytest.approx(expected, rel=0.05, abs=1e-3)
 
 

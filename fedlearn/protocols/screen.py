@@ -17,7 +17,6 @@ the highest value that is not yet kept, until there are as many as the contract 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,7 +26,6 @@ from fedlearn.contract import Contract, Screen
 from fedlearn.crypto.draws import Draws
 from fedlearn.crypto.matrix import Indicator
 from fedlearn.errors import BeyondContract, ConstantColumns, Malformed, WrongLength
-from fedlearn.learner.woe import evidence
 from fedlearn.protocols import matvec
 from fedlearn.v1 import matvec_pb2
 from fedlearn.v1 import screen_pb2 as pb
@@ -166,15 +164,17 @@ def screen_passive(
 
 
 def values_of(events: I64, rows: I64, offsets: I64) -> F64:
-    """Information values float64 (K, F) from counts by bin, int64 (K, R) and (R,)."""
-    bounds = list(pairwise(offsets.tolist()))
-    every = [np.arange(b - a) for a, b in bounds]
-    return np.array(
-        [
-            [evidence(one[a:b], rows[a:b], group).iv for (a, b), group in zip(bounds, every, strict=True)]
-            for one in events
-        ]
-    )
+    """Information values float64 (K, F) from counts by bin, int64 (K, R) and (R,).
+
+    As :func:`fedlearn.learner.woe.evidence` has them for bins that are not merged, of all labels and columns at once.
+    """
+    rest, total = rows - events, rows[: offsets[1]].sum()
+    half = np.where((rows > 0) & ((events == 0) | (rest == 0)), 0.5, 0.0)
+    hits = events[:, : offsets[1]].sum(axis=1, keepdims=True)
+    share_of_rest = (rest + half) / np.maximum(total - hits, 1)
+    share_of_hits = (events + half) / np.maximum(hits, 1)
+    ratio = np.divide(share_of_rest, share_of_hits, out=np.ones(events.shape), where=rows > 0)
+    return np.asarray(np.add.reduceat((share_of_rest - share_of_hits) * np.log(ratio), offsets[:-1], axis=1))
 
 
 def choose(value: F64, settings: Screen) -> I64:
