@@ -16,4 +16,5 @@ def business(rows: pd.DataFrame, predicted: dict[str, np.ndarray]) -> dict[str, 
     """Lift of the first deciles, and what a buyer costs when only so many letters are sent."""
     buys = (rows.Purchase == "Yes").to_numpy()[np.argsort(-predicted["probability"], kind="stable")]
     found = {f"lift_{k}": float(buys[: k * len(buys) // 10].mean() / buys.mean()) for k in (1, 2, 3)}
-    return found | {f"cost_{k}": float(LETTER / buys[: k * len(buys) // 10].mean()) for k in (1, 3, 10)}
+    letters = {k: k * len(buys) // 10 for k in (1, 3, 10)}
+    return found | {f"cost_{k}": float(LETTER * n / max(1, buys[:n].sum())) for k, n in letters.items()}

