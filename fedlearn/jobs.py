@@ -168,11 +168,8 @@ def prepare(
         return own
     if earlier is not None:
         own = replace(own, earlier=_earlier_share(earlier, contract, party.party, role))
-    if resume and contract.privacy is not None:
-        raise NotInContract(
-            "training under [privacy] cannot be resumed: answers given again would spend its epsilon again; train anew"
-        )
     if resume:
+        _check_resumable(contract)
         kept = checkpoint.load(_checkpoint_folder(own), _binding(own))
         return replace(own, kept=kept, on_file=kept.alignment)
     if checkpoint.exists(_checkpoint_folder(own)):
@@ -180,6 +177,18 @@ def prepare(
             f"{_checkpoint_folder(own)} holds training that has not ended: use --resume on both sides, or remove it"
         )
     return own
+
+
+def _check_resumable(contract: Contract) -> None:
+    """Raises NotInContract where a round that broke off must not be answered again."""
+    if contract.screen is not None:
+        raise NotInContract(
+            "training with [screen] cannot be resumed: the screening would be answered, and its leakage spent, again"
+        )
+    if contract.privacy is not None:
+        raise NotInContract(
+            "training under [privacy] cannot be resumed: answers given again would spend its epsilon again; train anew"
+        )
 
 
 def _earlier_share(folder: Path, contract: Contract, party: str, role: str) -> shares.Share:
@@ -262,6 +271,7 @@ def budget_plan(contract: Contract, role: str, table: PartyTable) -> Plan | None
     """
     settings, terms = contract.boost, boost.terms(contract)
     if contract.screen is not None:
+        screen.check_budget(contract, len(contract.passive.features), table.rows)
         sizes = np.full(min(contract.screen.keep, len(contract.passive.features)), settings.bins + 1)
         shape = matvec.Shape.indicator(sizes, table.rows)
     elif role == "passive":
@@ -405,8 +415,8 @@ def _start_facts(own: Own, start: Start) -> Summary:
 
 
 def _kept_for(own: Own, keeper: checkpoint.Checkpoint) -> checkpoint.Checkpoint | None:
-    """Where training is kept round by round; not under [privacy], which allows no answer twice."""
-    return keeper if own.contract.privacy is None else None
+    """Where training is kept round by round; not under [privacy] or [screen], which allow no answer twice."""
+    return keeper if own.contract.privacy is None and own.contract.screen is None else None
 
 
 def _train_glm(channel: Channel, own: Own, alignment: Alignment, folder: Path) -> Summary:

@@ -30,6 +30,8 @@ def train_alone(party: PartyFile, out: Path) -> dict[str, Any]:
     contract = load_contract(party.contract)
     if contract.role_of(party.party) != "active":
         raise NotInContract(f"party {party.party!r} has no labels under contract {contract.name!r}")
+    if contract.kmeans is not None:
+        raise NotInContract(f"contract {contract.name!r} finds clusters, which have no outcome to be scored alone")
     trees.refuse_existing(out)
     model_id = secrets.token_bytes(16)
     facts: dict[str, Any] = {"job": "train-alone", "party": party.party, "model_id": model_id.hex()}

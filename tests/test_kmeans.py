@@ -14,7 +14,7 @@ from sklearn.metrics import adjusted_rand_score
 from fedlearn.channel import Limits, simulate
 from fedlearn.cli.main import run as command_line
 from fedlearn.contract import Contract
-from fedlearn.errors import BeyondContract, Malformed, NoOverlap, OverBudget, PeerAborted, WrongLength
+from fedlearn.errors import BeyondContract, Malformed, NoOverlap, NotInContract, OverBudget, PeerAborted, WrongLength
 from fedlearn.protocols import handshake, kmeans
 from fedlearn.v1 import kmeans_pb2 as pb
 from tests.parties import MODULES, Pair, make_keys, make_pair, read_csv
@@ -258,6 +258,9 @@ def test_check_and_one_sided(tmp_path: Path, keyring: Path, capsys: pytest.Captu
         said[job] = json.loads(capsys.readouterr().out)["active"]
     assert said["check"]["most_vectors"] == 24
     assert "joint" not in said["train"]
+    bank = ["--party", str(pair.party_file("bank"))]
+    for command in (["export"], ["train-alone", "--out", str(tmp_path / "alone")], ["train", "--resume", "--out", "x"]):
+        assert command_line([*command, *bank]) == NotInContract.exit_code
     assert sum(line["rows"] for line in said["train"]["clusters"]) == said["train"]["rows_shared"]
 
 

@@ -14,7 +14,7 @@ from fedlearn.channel import Channel, Limits, simulate
 from fedlearn.cli.main import run as command_line
 from fedlearn.contract import Contract, Screen
 from fedlearn.crypto.draws import Draws
-from fedlearn.errors import BeyondContract, ConstantColumns, Malformed, WrongLength
+from fedlearn.errors import BeyondContract, ConstantColumns, Malformed, NotInContract, WrongLength
 from fedlearn.jobs_glm import own_evidence
 from fedlearn.learner.woe import evidence
 from fedlearn.protocols import handshake, screen
@@ -153,3 +153,6 @@ def test_a_whole_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert said["train"]["active"]["joint"]["auc"] > said["train"]["active"]["alone"]["auc"] + 0.03
     assert said["predict"]["active"]["rows_scored"] > 0
     assert said["train"]["active"]["kl_nats"] <= 1e-3
+    for more in (["--resume"], ["--from", str(pair.output("bank") / "model")]):
+        arguments = ["train", "--party", str(pair.party_file("bank")), "--json", "--progress", "none"]
+        assert command_line([*arguments, "--out", str(tmp_path / "again"), *more]) == NotInContract.exit_code

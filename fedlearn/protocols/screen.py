@@ -77,6 +77,13 @@ def _terms(contract: Contract) -> matvec.Terms:
     return replace(terms, kl_nats=contract.budget.kl_nats * SHARE)
 
 
+def check_budget(contract: Contract, columns: int, rows: int) -> None:
+    """Whether a screening of so many columns fits. Raises OverBudget when it does not."""
+    terms = _terms(contract)
+    if terms.backend == "lwe":
+        matvec.Shape.indicator(np.full(columns, settings_of(contract).bins + 1), rows).plan(terms)
+
+
 def screen_active(channel: Channel, contract: Contract, events: I32, position: I64, universe: int) -> Kept:
     """Choose the columns to keep.
 
