@@ -435,10 +435,10 @@ class Contract(_Strict):
             return self
         if self.glm is not None or boost.objective not in ("logistic", "squared"):
             raise ValueError("[label] also needs [boost] with objective logistic or squared")
-        if boost.early_stopping or boost.start is not None or boost.scale_pos_weight != 1:
-            raise ValueError(
-                "[label] also goes without early_stopping, start and scale_pos_weight: they are of one label"
-            )
+        of_one = ("early_stopping", "start", "scale_pos_weight", "goss_top", "metric")
+        chosen = [name for name in of_one if getattr(boost, name) != Boost.model_fields[name].default]
+        if chosen:
+            raise ValueError(f"[label] also goes without [boost] {chosen[0]}, which is of one label")
         if len(set(columns)) < len(columns) or set(columns) & {*self.active.features, self.label.weight}:
             raise ValueError("[label] also must name columns that are neither named twice nor features nor the weight")
         return self

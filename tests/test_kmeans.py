@@ -98,6 +98,15 @@ def test_same_clusters_as_scikit_learn(clusters: int, extra: int) -> None:
     assert found.converged
 
 
+def test_paillier_finds_the_same() -> None:
+    x, start = rows(150, 3, seed=8)
+    small = {"kmeans": {"max_steps": 2}}
+    by_paillier = contract(3, encryption={"backend": "paillier", "paillier_bits": 2048}, **small)
+    (found, _), _ = meet(by_paillier, *sides(x, start))
+    (other, _), _ = meet(contract(3, **small), *sides(x, start))
+    assert adjusted_rand_score(found.cluster, other.cluster) > 0.95
+
+
 def test_sums_are_over_enough_rows_and_differ_in_enough() -> None:
     """The active side's own rule, on all it asked for; and the passive side serves no more steps than agreed."""
     x, start = rows(1200, 4, seed=3, apart=0.8)

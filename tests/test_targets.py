@@ -76,6 +76,8 @@ def test_what_does_not_go_together() -> None:
         ({"also": also}, {"objective": "poisson"}),
         ({"also": also}, {"validation": 0.2, "early_stopping": 2}),
         ({"also": also}, {"scale_pos_weight": 2.0}),
+        ({"also": also}, {"goss_top": 0.2}),
+        ({"also": also}, {"metric": "auc", "validation": 0.2}),
         ({"also": also * 2}, {}),
         ({"also": [{"column": "x0"}]}, {}),
         ({"also": [{"column": plain.label.column}]}, {}),
