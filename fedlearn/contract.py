@@ -127,18 +127,39 @@ class Side(_Strict):
         return self
 
 
+class Target(_Strict):
+    """A further label column of the same rows, for a model of its own in the same run."""
+
+    column: str
+    objective: Literal["logistic", "squared"] = "logistic"
+    positive: str = Field("1", description="the value that counts as 1, with objective logistic")
+
+    @property
+    def alone(self) -> Label:
+        """The same as a label by itself."""
+        return Label(column=self.column, positive=self.positive)
+
+
 class Label(_Strict):
     """The active side's label column.
 
     With objective ``logistic`` it has two values, of which ``positive`` is one; with ``softmax`` it has ``classes``;
-    else it is a number.
+    else it is a number. Only ``[kmeans]`` goes without.
     """
 
-    column: str
+    column: str = ""
     positive: str = "1"
     classes: tuple[str, ...] = Field((), description="label values, for objective softmax; at least two")
     weight: str | None = Field(None, description="column of positive row weights on the active side")
     offset: str | None = Field(None, description="column added to the linear predictor of [glm], on the active side")
+    also: tuple[Target, ...] = Field(
+        (), max_length=199, description="further label columns; their models grow in lock-step on the same hint"
+    )
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """All label columns, the first one first."""
+        return (self.column, *(target.column for target in self.also))
 
 
 class OutOfTime(_Strict):
@@ -326,6 +347,31 @@ class Statistics(_Strict):
         return self
 
 
+class Kmeans(_Strict):
+    """Clusters over both sides' standardised columns, instead of trees; the active side learns them. No label."""
+
+    clusters: int = Field(ge=2, le=32)
+    max_steps: int = Field(20, ge=1, le=100, description="steps at most; each reveals some bits of every row")
+    least_rows: int = Field(
+        20, ge=1, description="least rows in a cluster whose centre is asked for, and in what changed since it was"
+    )
+    levels: int = Field(255, ge=15, le=255, description="to which differences of distances are told apart")
+    digits: int = Field(15, ge=8, le=24, description="bits of a standardised value of the passive side")
+    bins: int = Field(20, ge=2, le=255, description="texts of a category at most")
+    seed: int = Field(0, ge=0, lt=2**32, description="of the active side's own clusters, which are the start")
+
+
+class Screen(_Strict):
+    """Which of the passive side's many columns trees may use: those of the highest information values.
+
+    By turns for each label; of a label with classes, for each class against the rest.
+    """
+
+    keep: int = Field(ge=1, le=10_000, description="columns kept at most")
+    bins: int = Field(8, ge=2, le=50, description="bins per column, not counting the one for missing values")
+    least_iv: float = Field(0.0, ge=0, description="columns of a smaller information value are not kept")
+
+
 class Scorecard(_Strict):
     """Points of a logistic model on WOE columns: base_score at base_odds (good to bad); pdo points double the odds."""
 
@@ -414,11 +460,13 @@ class Contract(_Strict):
     expires: date
     active: Side
     passive: Side
-    label: Label
+    label: Label = Label()
     out_of_time: OutOfTime | None = None
     align: Align
     boost: Boost = Boost()
     glm: Glm | None = None
+    kmeans: Kmeans | None = None
+    screen: Screen | None = None
     scorecard: Scorecard | None = None
     statistics: Statistics | None = None
     encryption: Encryption = Encryption()
@@ -450,8 +498,13 @@ class Contract(_Strict):
 
     @property
     def outputs(self) -> int:
-        """Margins per row, which is also trees per round: the number of classes, or 1."""
-        return len(self.label.classes) if self.boost.objective == "softmax" else 1
+        """Margins per row, which is also trees per round: the number of classes, or of label columns."""
+        return len(self.label.classes) if self.boost.objective == "softmax" else 1 + len(self.label.also)
+
+    @property
+    def also(self) -> tuple[str, ...]:
+        """Objectives of the further label columns."""
+        return tuple(target.objective for target in self.label.also)
 
     @model_validator(mode="after")
     def _consistent(self) -> Contract:
@@ -494,7 +547,7 @@ class Contract(_Strict):
         later = self.out_of_time
         if later is None:
             return
-        if later.column in (*self.active.features, self.label.column, self.label.weight, self.label.offset):
+        if later.column in (*self.active.features, *self.label.columns, self.label.weight, self.label.offset):
             raise ValueError("[out_of_time] column cannot also be a feature, the label, its weight or its offset")
         if self.glm is not None and self.glm.disclosure == "none":
             raise ValueError(
@@ -521,6 +574,41 @@ class Contract(_Strict):
             raise ValueError("[statistics] period cannot also be a feature, the label, its weight or its offset")
         if self.privacy is not None:
             raise ValueError("[privacy] does not go with [statistics], which adds no noise to its sums")
+
+    @model_validator(mode="after")
+    def _screened(self) -> Contract:
+        if self.screen is not None and (self.glm or self.kmeans or self.privacy or self.passive.monotone):
+            raise ValueError(
+                "[screen] goes without [glm], [kmeans], [privacy] and monotone columns on the passive side"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _several_labels(self) -> Contract:
+        boost, columns = self.boost, self.label.columns
+        if not self.label.also:
+            return self
+        if self.glm is not None or boost.objective not in ("logistic", "squared"):
+            raise ValueError("[label] also needs [boost] with objective logistic or squared")
+        of_one = ("early_stopping", "start", "scale_pos_weight", "goss_top", "metric")
+        chosen = [name for name in of_one if getattr(boost, name) != Boost.model_fields[name].default]
+        if chosen:
+            raise ValueError(f"[label] also goes without [boost] {chosen[0]}, which is of one label")
+        if len(set(columns)) < len(columns) or set(columns) & {*self.active.features, self.label.weight}:
+            raise ValueError("[label] also must name columns that are neither named twice nor features nor the weight")
+        return self
+
+    @model_validator(mode="after")
+    def _with_or_without_label(self) -> Contract:
+        if self.kmeans is not None and (self.boost != Boost() or self.glm or self.label != Label() or self.serving):
+            raise ValueError("[kmeans] goes without [boost], [glm], [label] and [serving]")
+        if self.kmeans is not None and self.out_of_time is not None:
+            raise ValueError("[out_of_time] does not go with [kmeans], which predicts no outcome")
+        if self.kmeans is not None and self.privacy is not None:
+            raise ValueError("[privacy] does not go with [kmeans], which adds no noise to its sums")
+        if self.kmeans is None and not self.label.column:
+            raise ValueError("[label] must name a column: only [kmeans] goes without")
+        return self
 
     def hash(self) -> bytes:
         """SHA-256 over the canonical JSON of all fields but ``serving``, defaults included.

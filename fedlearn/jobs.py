@@ -22,7 +22,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 from pyarrow import feather
 
-from fedlearn import jobs_glm, samples
+from fedlearn import jobs_glm, jobs_kmeans, samples
 from fedlearn import prepared as tables
 from fedlearn.channel import Channel, Limits, simulate
 from fedlearn.channel.channel import Progress
@@ -36,10 +36,22 @@ from fedlearn.keys import check_own, is_signed, key_fingerprint, sign
 from fedlearn.learner import booster
 from fedlearn.learner.booster import Rows
 from fedlearn.learner.grower import Features
-from fedlearn.models import checkpoint, linear, reference
+from fedlearn.models import checkpoint, cluster, linear, reference
 from fedlearn.models import plan as plans
 from fedlearn.models import share as shares
-from fedlearn.protocols import align, align_cached, boost, disclose, handshake, matvec, regression, score, statistics
+from fedlearn.protocols import (
+    align,
+    align_cached,
+    boost,
+    disclose,
+    handshake,
+    kmeans,
+    matvec,
+    regression,
+    score,
+    screen,
+    statistics,
+)
 from fedlearn.protocols.align import Alignment
 from fedlearn.protocols.resume import Start
 from fedlearn.report import page
@@ -82,7 +94,7 @@ class Own:
     contract: Contract
     table: PartyTable
     folder: Path
-    share: shares.Share | linear.LinearShare | None = None
+    share: shares.Share | linear.LinearShare | cluster.ClusterShare | None = None
     on_file: Alignment | None = None
     plan: Plan | None = None
     earlier: shares.Share | None = None
@@ -179,10 +191,12 @@ def _prepare_job(
     party: PartyFile, contract: Contract, job: Job, role: str, folder: Path, model: Path | None, resume: bool,
     earlier: Path | None, plan_id: bytes = b"",
 ) -> Own:  # fmt: skip
-    if contract.glm is not None:
+    if contract.glm is not None or contract.kmeans is not None:
         if resume or earlier is not None:
-            raise NotInContract("a regression takes a few steps: it cannot be resumed or go on from an earlier model")
-        return replace(_prepare_glm(party, contract, job, role, folder, model), plan_id=plan_id)
+            what = "a regression" if contract.glm else "k-means"
+            raise NotInContract(f"{what} takes a few steps: it cannot be resumed or go on from an earlier model")
+        by_steps = _prepare_glm if contract.glm else _prepare_kmeans
+        return replace(by_steps(party, contract, job, role, folder, model), plan_id=plan_id)
     share = None
     if job == "predict":
         share = shares.load(model or party.output.folder / "model", contract, party.party)
@@ -200,11 +214,8 @@ def _prepare_job(
         return own
     if earlier is not None:
         own = replace(own, earlier=_earlier_share(earlier, contract, party.party, role))
-    if resume and contract.privacy is not None:
-        raise NotInContract(
-            "training under [privacy] cannot be resumed: answers given again would spend its epsilon again; train anew"
-        )
     if resume:
+        _check_resumable(contract)
         kept = checkpoint.load(_checkpoint_folder(own), _binding(own))
         return replace(own, kept=kept, on_file=kept.alignment)
     if checkpoint.exists(_checkpoint_folder(own)):
@@ -238,8 +249,22 @@ def _period_warnings(contract: Contract, period: NDArray[np.int8] | None) -> tup
     return tuple(found)
 
 
+def _check_resumable(contract: Contract) -> None:
+    """Raises NotInContract where a round that broke off must not be answered again."""
+    if contract.screen is not None:
+        raise NotInContract(
+            "training with [screen] cannot be resumed: the screening would be answered, and its leakage spent, again"
+        )
+    if contract.privacy is not None:
+        raise NotInContract(
+            "training under [privacy] cannot be resumed: answers given again would spend its epsilon again; train anew"
+        )
+
+
 def _earlier_share(folder: Path, contract: Contract, party: str, role: str) -> shares.Share:
     """This side's share of a model to go on from. Raises WrongModel, NotInContract when the contract has no room."""
+    if contract.screen is not None:
+        raise NotInContract("training cannot go on from an earlier model with [screen], which may keep other columns")
     if contract.boost.forest == "random" or contract.boost.folds:
         raise NotInContract(
             "training cannot go on from an earlier model with [boost] folds (whose trees are not kept) "
@@ -286,6 +311,22 @@ def _prepare_glm(party: PartyFile, contract: Contract, job: Job, role: str, fold
     return replace(own, share=share, offset=loaded.offset, warnings=said, period=loaded.period)
 
 
+def _prepare_kmeans(party: PartyFile, contract: Contract, job: Job, role: str, folder: Path, model: Path | None) -> Own:
+    share = None
+    if job == "predict":
+        share = cluster.load(model or party.output.folder / "model", contract, party.party)
+        if share.role != role:
+            raise WrongModel(f"the share of {party.party!r} is not that of the {role} side")
+    features, key, also = contract.side(role).features, contract.align.key, contract.align.also
+    table = load_table(party.data, key, features, None, contract.budget.rows, also=also)
+    if job in ("check", "train"):
+        jobs_kmeans.check_budget(contract, table)
+    signing = party.tls.key if party.tls.key.exists() else None
+    on_file = _alignment_on_file(party.output.folder / "alignment", contract, table, signing)
+    shelved = _tables(party, contract, role, table)
+    return Own(party.party, role, contract, table, folder, share, on_file, key=signing, tables=shelved)
+
+
 def _check_writable(folder: Path) -> None:
     """Whether a folder can be made there: better to know now than after hours of training. Raises BadConfig."""
     nearest = next(parent for parent in folder.absolute().parents if os.path.exists(parent))
@@ -300,7 +341,11 @@ def budget_plan(contract: Contract, role: str, table: PartyTable) -> Plan | None
         OverBudget: no plan fits, so training would be refused.
     """
     settings, terms = contract.boost, boost.terms(contract)
-    if role == "passive":
+    if contract.screen is not None:
+        screen.check_budget(contract, len(contract.passive.features), table.rows)
+        sizes = np.full(min(contract.screen.keep, len(contract.passive.features)), settings.bins + 1)
+        shape = matvec.Shape.indicator(sizes, table.rows)
+    elif role == "passive":
         sizes = fit_binning(table, settings.bins, contract.passive.features).offsets
         shape = matvec.Shape.indicator(np.diff(sizes), table.rows)
     else:
@@ -372,6 +417,9 @@ def _check(channel: Channel, own: Own) -> Summary:
     plan = own.plan
     if own.contract.glm is not None:
         facts = jobs_glm.check_budget(own.contract, own.table) | would_tell(own.contract)
+    elif own.contract.kmeans is not None:
+        facts = jobs_kmeans.check_budget(own.contract, own.table)
+    if own.contract.glm is not None or own.contract.kmeans is not None:
         summary = _summary(channel, own, "check") | {"folder": "nothing was written"} | facts
         return summary | {"peer_rows": rows, "peer_features": features, "would_write_to": str(own.folder.parent)}
     vectors = boost.most_vectors(own.contract)
@@ -436,6 +484,9 @@ def _train(channel: Channel, own: Own) -> Summary:
         if own.contract.glm is not None:
             facts = _train_glm(channel, own, alignment, folder)
             regression.exchange_saved(channel)
+        elif own.contract.kmeans is not None:
+            facts = _train_kmeans(channel, own, alignment, folder)
+            kmeans.exchange_saved(channel)
         else:
             train = _train_active if own.role == "active" else _train_passive
             facts = train(channel, own, alignment, keeper, folder)
@@ -460,8 +511,8 @@ def _start_facts(own: Own, start: Start) -> Summary:
 
 
 def _kept_for(own: Own, keeper: checkpoint.Checkpoint) -> checkpoint.Checkpoint | None:
-    """Where training is kept round by round; not under [privacy], which allows no answer twice."""
-    return keeper if own.contract.privacy is None else None
+    """Where training is kept round by round; not under [privacy] or [screen], which allow no answer twice."""
+    return keeper if own.contract.privacy is None and own.contract.screen is None else None
 
 
 def _train_glm(channel: Channel, own: Own, alignment: Alignment, folder: Path) -> Summary:
@@ -477,6 +528,13 @@ def _train_glm(channel: Channel, own: Own, alignment: Alignment, folder: Path) -
         share, facts = jobs_glm.train_passive(channel, contract, own.table.take(alignment.rows))
     facts["warnings"] = [*own.warnings, *facts["warnings"]]
     return facts | jobs_glm.save(share, folder, contract, own.party, own.role, facts["selection"])
+
+
+def _train_kmeans(channel: Channel, own: Own, alignment: Alignment, folder: Path) -> Summary:
+    if own.role == "passive":
+        return jobs_kmeans.train_passive(channel, own.contract, own.table.take(alignment.rows), folder)
+    order, position = own_order(alignment)
+    return jobs_kmeans.train_active(channel, own.contract, own.table.take(order), position, alignment.size, folder)
 
 
 def _train_active(
@@ -495,6 +553,12 @@ def _train_active(
     binning = earlier.binning if earlier else fit_binning(fitted, settings.bins, contract.active.features)
     rows = replace(rows_of(table, binning, contract), trains=trains)
     data = boost.ActiveData(rows, position, alignment.size)
+    kept = None
+    if contract.screen is not None:
+        with channel.phase("screen"):
+            events, places = label_events(contract, rows)[:, rows.training], position[rows.training]
+            kept = screen.screen_active(channel, contract, events, places, alignment.size)
+        data = replace(data, ordered=kept.ordered)
     result = boost.train_active(
         channel, contract, data, checkpoint=_kept_for(own, keeper), earlier=earlier.forest if earlier else None
     )
@@ -506,9 +570,10 @@ def _train_active(
     share = shares.ActiveShare(result.model_id, binning, forest, len(forest.passive_splits), result.names, disclosed)
     shares.save(share, folder, contract, own.party)
     reference.save(folder, binning, rows.bins[:, rows.training], result.fit.margins[0][rows.training])
-    opaque = tuple(f"{contract.passive.name}#{k}" for k in range(len(contract.passive.features)))
+    opaque = tuple(f"{contract.passive.name}#{k}" for k in range(len(result.features.sizes)))
     facts: Summary = {
         **_start_facts(own, result.start),
+        **({} if kept is None else {"screened": {"columns_kept": len(kept.iv), "least_iv": min(kept.iv)}}),
         "model_id": result.model_id.hex(),
         "trees": forest.trees,
         f"validation_{settings.metric}": result.fit.history,
@@ -530,7 +595,11 @@ def _train_passive(
     contract = own.contract
     table = own.table.take(alignment.rows)
     earlier = own.earlier if isinstance(own.earlier, shares.PassiveShare) else None
-    binning = earlier.binning if earlier else fit_binning(table, contract.boost.bins, contract.passive.features)
+    features = dict(contract.passive.features)
+    if contract.screen is not None:
+        with channel.phase("screen"):
+            features = _screened(channel, own, table)
+    binning = earlier.binning if earlier else fit_binning(table, contract.boost.bins, features)
     names = tuple(f.name for f in binning.features)
     data = boost.PassiveData(binning.transform(table), features_of(binning, contract.passive), names)
     seed = earlier.disguise if earlier else _disguise_seed(own)
@@ -547,8 +616,29 @@ def _train_passive(
     return {
         **_start_facts(own, result.start),
         "model_id": result.model_id.hex(),
+        **({} if contract.screen is None else {"screened": {"columns_kept": list(features)}}),
         "splits_by_feature": {name: int(n) for name, n in zip(names, used, strict=True)},
     }
+
+
+def _screened(channel: Channel, own: Own, table: PartyTable) -> dict[str, Kind]:
+    """The passive side's columns that a screening keeps; shuffled alike whenever the run is resumed."""
+    contract = own.contract
+    features = contract.passive.features
+    binning = fit_binning(table, screen.settings_of(contract).bins, features)
+    told = features_of(binning, contract.passive)
+    order = Draws(hashlib.sha256(b"fedlearn/1 screen" + _disguise_seed(own)).digest())
+    kept = screen.screen_passive(channel, contract, binning.transform(table), told.sizes, told.ordered, order)
+    names = [f.name for f in binning.features]
+    return {names[k]: features[names[k]] for k in kept}
+
+
+def label_events(contract: Contract, rows: Rows) -> NDArray[np.int32]:
+    """What a screening counts, int32 (K, m): see :func:`fedlearn.protocols.screen.events_of`."""
+    if contract.boost.objective == "softmax":
+        return np.asarray(np.arange(contract.outputs)[:, None] == rows.label, np.int32)
+    names = (contract.boost.objective, *contract.also)
+    return screen.events_of(np.atleast_2d(rows.targets), [name == "logistic" for name in names])
 
 
 def _disguise_seed(own: Own) -> bytes:
@@ -570,6 +660,8 @@ def _predict(channel: Channel, own: Own) -> Summary:
         with channel.phase("score"):
             if isinstance(own.share, linear.LinearShare):
                 facts = _predict_glm(channel, own, own.share, alignment, folder)
+            elif isinstance(own.share, cluster.ClusterShare):
+                facts = _predict_kmeans(channel, own, own.share, alignment, folder)
             elif isinstance(own.share, shares.ActiveShare):
                 rows, position = own_order(alignment)
                 table = own.table.take(rows)
@@ -597,6 +689,16 @@ def _predict_glm(channel: Channel, own: Own, share: linear.LinearShare, alignmen
         channel, own.contract, share, own.table.take(rows), offset, position, alignment.size, folder / "scores.csv"
     )
     return facts | {"warnings": [*own.warnings, *facts["warnings"]]}
+
+
+def _predict_kmeans(
+    channel: Channel, own: Own, share: cluster.ClusterShare, alignment: Alignment, folder: Path
+) -> Summary:
+    if share.role == "passive":
+        return jobs_kmeans.predict_passive(channel, own.contract, share, own.table.take(alignment.rows))
+    rows, position = own_order(alignment)
+    table, path = own.table.take(rows), folder / "scores.csv"
+    return jobs_kmeans.predict_active(channel, own.contract, share, table, position, alignment.size, path)
 
 
 # --- alignment ---------------------------------------------------------------------------------------
@@ -712,7 +814,7 @@ def _alignment_on_file(folder: Path, contract: Contract, table: PartyTable, key:
 
 def _fingerprint_of_ids(table: PartyTable) -> str:
     """Features and labels may change without a row becoming another customer's."""
-    return replace(table, columns={}, label=None, weight=None).fingerprint().hex()
+    return replace(table, columns={}, label=None, more=(), weight=None).fingerprint().hex()
 
 
 # --- results -----------------------------------------------------------------------------------------
@@ -747,7 +849,9 @@ def rows_of(table: PartyTable, binning: Binning, contract: Contract) -> Rows:
     label = np.zeros(0) if table.label is None else table.label.astype(np.float64)
     weight = np.ones(table.rows) if table.weight is None else table.weight
     features = features_of(binning, contract.active)
-    return Rows(binning.transform(table), features, label, weight, contract.outputs)
+    more = np.stack([np.asarray(values, np.float64) for values in table.more]) if table.more else None
+    classes = 1 if table.more else contract.outputs
+    return Rows(binning.transform(table), features, label, weight, classes, more, contract.also if table.more else ())
 
 
 def _summary(channel: Channel, own: Own, job: Job) -> Summary:

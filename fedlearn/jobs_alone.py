@@ -10,16 +10,16 @@ import secrets
 from pathlib import Path
 from typing import Any
 
-from fedlearn import jobs_glm
+import numpy as np
+
+from fedlearn import jobs_glm, samples
 from fedlearn.contract import PartyFile, load_contract
 from fedlearn.data import fit_binning, load_table
 from fedlearn.errors import NotInContract
 from fedlearn.jobs import rows_of
-from fedlearn.learner.objective import objective_of
 from fedlearn.models import linear, reference
 from fedlearn.models import share as trees
 from fedlearn.protocols import boost
-from fedlearn.report.metrics import figures
 
 
 def train_alone(party: PartyFile, out: Path) -> dict[str, Any]:
@@ -32,6 +32,8 @@ def train_alone(party: PartyFile, out: Path) -> dict[str, Any]:
     contract = load_contract(party.contract)
     if contract.role_of(party.party) != "active":
         raise NotInContract(f"party {party.party!r} has no labels under contract {contract.name!r}")
+    if contract.kmeans is not None:
+        raise NotInContract(f"contract {contract.name!r} finds clusters, which have no outcome to be scored alone")
     trees.refuse_existing(out)
     model_id = secrets.token_bytes(16)
     facts: dict[str, Any] = {"job": "train-alone", "party": party.party, "model_id": model_id.hex()}
@@ -50,8 +52,8 @@ def train_alone(party: PartyFile, out: Path) -> dict[str, Any]:
             _, held_out, fit = boost.cross_validate(contract, rows, None)
             trees.save(trees.ActiveShare(model_id, binning, fit.forest, 0), folder, contract, party.party)
             reference.save(folder, binning, rows.bins, fit.margins[0])
-            judged = held_out if contract.boost.folds else fit.margins
+            margins = held_out if contract.boost.folds else fit.margins
             facts |= {"rows": table.rows, "trees": fit.forest.trees}
-            facts["alone"] = figures(objective_of(contract.boost, contract.outputs), rows.label, judged)
+            facts["alone"] = samples.judged(contract, np.atleast_2d(rows.targets), margins)[0]
         (folder / "run.json").write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
     return facts | {"folder": str(out)}

@@ -69,24 +69,62 @@ def write(
         ``samples``: by name, number of rows and figures of both models (none where all labels are alike); and
         ``joint`` and ``alone``, those of the first.
     """
-    objective = objective_of(contract.boost, contract.outputs)
     told: dict[str, Any] = {}
+    targets: dict[str, Any] = {}
     for name, chosen in samples(rows, contract, later).items():
         columns: dict[str, Any] = {"id": table.ids.take(pa.array(chosen)), "fold": joint.fold[chosen]}
         columns["label"] = None if table.label is None else table.label[chosen]
+        for target, values in zip(contract.label.also, table.more, strict=True):
+            columns[f"label_{target.column}"] = values[chosen]
         told[name] = {"rows": len(chosen)}
-        for suffix, judged in (("joint", joint), ("alone", alone)):
-            margins = (judged.held_out if name == HELD_OUT else judged.fit.margins)[:, chosen]
+        for suffix, one in (("joint", joint), ("alone", alone)):
+            margins = (one.held_out if name == HELD_OUT else one.fit.margins)[:, chosen]
             columns |= {f"{n}_{suffix}": values for n, values in predictions(contract, margins).items()}
-            if objective.name != "logistic" or len(np.unique(rows.label[chosen])) > 1:
-                told[name][suffix] = figures(objective, rows.label[chosen], margins)
+            found = judged(contract, np.atleast_2d(rows.targets)[:, chosen], margins)
+            told[name] |= {suffix: found[0]} if found[0] else {}
+            for column, figures_ in zip(contract.label.columns, found, strict=True):
+                targets.setdefault(name, {}).setdefault(column, {})[suffix] = figures_
         write_csv(folder / f"{name}.csv", columns)
-    first = next(sample for sample in told.values() if "joint" in sample)
-    return {"samples": told, "joint": first["joint"], "alone": first["alone"]}
+    first = next(name for name, sample in told.items() if "joint" in sample)
+    more = {"targets": targets[first]} if contract.label.also else {}
+    return {"samples": told, "joint": told[first]["joint"], "alone": told[first]["alone"], **more}
+
+
+def judged(contract: Contract, targets: F64, margins: F64) -> list[dict[str, float]]:
+    """Figures of every label column, the first one first (:func:`fedlearn.report.metrics.figures`).
+
+    Args:
+        contract: whose labels they are.
+        targets: float64 (K, m).
+        margins: float64 (K, m), or (classes, m) of one label.
+
+    Returns:
+        Nothing for a label of two values that are all alike on these rows.
+    """
+    names = (contract.boost.objective, *contract.also)
+    found = []
+    for k, name in enumerate(names):
+        boost = contract.boost.model_copy(update={"objective": name})
+        own = margins[k : k + 1] if contract.label.also else margins
+        alike = name == "logistic" and targets[k].min() == targets[k].max()
+        outputs = 1 if contract.label.also else contract.outputs
+        found.append({} if alike else figures(objective_of(boost, outputs), targets[k], own))
+    return found
 
 
 def predictions(contract: Contract, margins: F64) -> dict[str, F64]:
-    """Columns of a score file: the prediction under its usual name, then the margins float64 (K, m)."""
+    """Columns of a score file: the prediction under its usual name, then the margins float64 (K, m).
+
+    Then those of further labels, under their names.
+    """
+    if contract.label.also:
+        first = contract.model_copy(update={"label": contract.label.model_copy(update={"also": ()})})
+        found = predictions(first, margins[:1])
+        for k, target in enumerate(contract.label.also):
+            own = first.model_copy(update={"boost": first.boost.model_copy(update={"objective": target.objective})})
+            later = predictions(own, margins[k + 1 : k + 2])
+            found |= {f"{name}_{target.column}": values for name, values in later.items()}
+        return found
     mean = objective_of(contract.boost, contract.outputs).mean(margins)
     if contract.boost.objective == "softmax":
         return {f"probability_{name}": mean[k] for k, name in enumerate(contract.label.classes)}

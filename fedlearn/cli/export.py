@@ -11,7 +11,7 @@ import typer
 from fedlearn.cli import show
 from fedlearn.cli.party import PartyPath
 from fedlearn.contract import load_contract, load_party
-from fedlearn.errors import NotDisclosed, OutputExists, OwnMistake
+from fedlearn.errors import NotDisclosed, NotInContract, OutputExists, OwnMistake
 from fedlearn.models import export as formats
 from fedlearn.models import share as shares
 
@@ -33,6 +33,8 @@ def export(party: PartyPath, run_folder: Folder = None, style: Format = "view", 
         raise OutputExists(f"{out} already exists")
     settings = load_party(party)
     contract = load_contract(settings.contract)
+    if contract.kmeans is not None:
+        raise NotInContract("clusters are no trees to export: share.json and run.json have the centres in plain JSON")
     share = shares.load(run_folder or settings.output.folder / "model", contract, settings.party)
     if style == "text":
         written = formats.text(share, contract, settings.party)

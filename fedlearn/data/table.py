@@ -30,6 +30,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from fedlearn.contract import Data, Key, Kind, Label
+from fedlearn.contract import Target as Further
 from fedlearn.data import identifiers, postgres
 from fedlearn.errors import (
     BadConfig,
@@ -75,6 +76,7 @@ class PartyTable:
         weight: shape (n,), float64, positive row weights; None without.
         skipped: rows that were left out of the source as the contract allows, by reason (``null_ids``,
             ``duplicate_ids``); with several keys, identifiers that were left out, by reason and column.
+        more: further labels (``[label] also``), each like ``label``.
         also: further keys, each of shape (n,), distinct, null where a row has not that key (and then so may ``ids``).
     """
 
@@ -84,6 +86,7 @@ class PartyTable:
     weight: npt.NDArray[np.float64] | None = None
     skipped: dict[str, int] = field(default_factory=dict)
     also: tuple[pa.StringArray, ...] = ()
+    more: tuple[Target, ...] = ()
 
     @property
     def keys(self) -> pa.StringArray | tuple[pa.StringArray, ...]:
@@ -107,6 +110,7 @@ class PartyTable:
                 for name, values in self.columns.items()
             },
             label=None if self.label is None else self.label[indices],
+            more=tuple(values[indices] for values in self.more),
             weight=None if self.weight is None else self.weight[indices],
         )
 
@@ -124,6 +128,8 @@ class PartyTable:
             _feed(digest, f"column {name}", self.columns[name])
         if self.label is not None:
             _feed(digest, "label", self.label)
+        for k, values in enumerate(self.more):
+            _feed(digest, f"label {k + 1}", values)
         if self.weight is not None:
             _feed(digest, "weight", self.weight)
         return digest.digest()
@@ -160,7 +166,7 @@ def load_table(
         ColumnMissing, EmptyTable, NullIds, DuplicateIds, NotNumeric, NotFinite, BadLabel: as their names say.
         OverBudget: more than ``max_rows`` rows.
     """
-    asked = [name for name in (label.column, label.weight) if name] if label else []
+    asked = [name for name in (*label.columns, label.weight) if name] if label else []
     keys = (key, *also)
     names = list(dict.fromkeys([*(one.column for one in keys), *features, *asked]))
     chunks = (
@@ -169,6 +175,7 @@ def load_table(
             columns={name: batch[name] for name in features},
             label=batch[label.column] if label else None,
             weight=batch[label.weight] if label and label.weight else None,
+            more=tuple(batch[name] for name in label.columns[1:]) if label else (),
         )
         for batch in read_chunks(data, names)
     )
@@ -285,6 +292,7 @@ class _Chunk(NamedTuple):
     columns: dict[str, pa.Array]
     label: pa.Array | None
     weight: pa.Array | None = None
+    more: tuple[pa.Array, ...] = ()
 
 
 class _Place(NamedTuple):
@@ -317,6 +325,7 @@ def _build(
     ids: list[list[pa.StringArray]] = [[] for _ in keys]
     labels: list[Any] = []
     weights: list[npt.NDArray[np.float64]] = []
+    further: list[list[Any]] = [[] for _ in label.also] if label else []
     parts: dict[str, list[Any]] = {name: [] for name in features}
     rows = 0
     for chunk in chunks:
@@ -331,6 +340,7 @@ def _build(
         if label is not None:
             read = _trimmed if target in ("binary", "classes") else _numbers
             labels.append(read(chunk.label, absent, _Place(source, label.column, start)))
+            _read_more(further, label, chunk, absent, source, start)
             if label.weight is not None:
                 weights.append(_numbers(chunk.weight, absent, _Place(source, label.weight, start)))
     if rows == 0:
@@ -348,10 +358,26 @@ def _build(
     if len(kept) < rows:
         table = table.take(kept)
     if label is not None:
-        table = replace(table, label=_target(labels, kept, label, source, target))
+        more = tuple(
+            _target(part, kept, one.alone, source, _kind(one)) for one, part in zip(label.also, further, strict=True)
+        )
+        table = replace(table, label=_target(labels, kept, label, source, target), more=more)
         if label.weight is not None:
             table = replace(table, weight=_weights(np.concatenate(weights)[kept], kept, label.weight, source))
     return table
+
+
+def _kind(target: Further) -> TargetKind:
+    return "binary" if target.objective == "logistic" else "number"
+
+
+def _read_more(
+    parts: list[list[Any]], label: Label, chunk: _Chunk, absent: pa.StringArray, source: str, start: int
+) -> None:
+    """The further labels of a chunk."""
+    for one, values, part in zip(label.also, chunk.more, parts, strict=True):
+        read = _trimmed if _kind(one) == "binary" else _numbers
+        part.append(read(values, absent, _Place(source, one.column, start)))
 
 
 def _target(labels: list[Any], kept: npt.NDArray[np.int64], label: Label, source: str, target: TargetKind) -> Target:
@@ -378,7 +404,11 @@ def _classes(texts: pa.StringArray, kept: npt.NDArray[np.int64], label: Label, s
 
 
 def _values(
-    values: npt.NDArray[np.float64], kept: npt.NDArray[np.int64], label: Label, source: str, target: TargetKind
+    values: npt.NDArray[np.float64],
+    kept: npt.NDArray[np.int64],
+    label: Label,
+    source: str,
+    target: TargetKind,
 ) -> npt.NDArray[np.float64]:
     """A numeric label: present, not constant, and not negative where the objective has a log link."""
     name = f"label column {label.column!r} of {source}"

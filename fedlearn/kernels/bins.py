@@ -9,9 +9,9 @@ constraint programming.
 from __future__ import annotations
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 
+from fedlearn.kernels.compiled import njit
 from fedlearn.kernels.negacyclic import _FLAGS, F64
 
 I64 = NDArray[np.int64]

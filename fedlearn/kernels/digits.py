@@ -8,9 +8,9 @@ with the probability of the fraction makes every rounded value right in the mean
 from __future__ import annotations
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 
+from fedlearn.kernels.compiled import njit
 from fedlearn.kernels.negacyclic import _FLAGS, F64
 
 I8 = NDArray[np.int8]

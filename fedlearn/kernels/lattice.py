@@ -10,11 +10,12 @@ from typing import Any
 
 import numpy as np
 from llvmlite import ir
-from numba import njit, types
+from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 from numpy.typing import NDArray
 
+from fedlearn.kernels.compiled import njit
 from fedlearn.kernels.negacyclic import _FLAGS, F64, U64, H, N, _transpose8, inverse, transform
 
 I8 = NDArray[np.int8]
@@ -365,7 +366,7 @@ def _gather(
     def emit(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         picks = context.make_array(signature.args[3])(context, builder, arguments[3]).data
         out = _row(context, builder, signature, arguments, 0, arguments[1], width)
-        total = cgutils.alloca_once_value(builder, builder.load(out, align=8))  # type: ignore[no-untyped-call]
+        total = cgutils.alloca_once_value(builder, builder.load(out, align=8))
         start, stop = arguments[4], arguments[5]
         with cgutils.for_range_slice(builder, start, stop, start.type(1), start.type) as (i, _):
             pick = builder.zext(builder.load(builder.gep(picks, [i])), start.type)

@@ -21,9 +21,11 @@ from typing import Any
 
 import numpy as np
 from llvmlite import ir
-from numba import njit, types
+from numba import types
 from numba.extending import intrinsic
 from numpy.typing import NDArray
+
+from fedlearn.kernels.compiled import njit
 
 N = 4096
 H = N // 2

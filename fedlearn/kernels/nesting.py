@@ -14,9 +14,9 @@ which of its splits is next above which, and on which side.
 from __future__ import annotations
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 
+from fedlearn.kernels.compiled import njit
 from fedlearn.kernels.negacyclic import _FLAGS
 
 I8 = NDArray[np.int8]

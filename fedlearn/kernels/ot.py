@@ -15,11 +15,12 @@ from typing import Any
 
 import numpy as np
 from llvmlite import ir
-from numba import njit, types
+from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 from numpy.typing import NDArray
 
+from fedlearn.kernels.compiled import njit
 from fedlearn.kernels.negacyclic import _FLAGS
 from fedlearn.kernels.threads import CORES, ranges, spread
 
@@ -127,7 +128,7 @@ def blake2s_lanes(typing_context: Any, block: Any, digests: Any) -> Any:
     def emit(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         def place(kind: Any, array: Any, row: int) -> Any:
             index = [ir.Constant(ir.IntType(64), i) for i in (row, 0)]
-            item = cgutils.get_item_pointer(context, builder, kind, array, index)  # type: ignore[no-untyped-call]
+            item = cgutils.get_item_pointer(context, builder, kind, array, index)
             return builder.bitcast(item, _VECTOR.as_pointer())
 
         source = context.make_array(block)(context, builder, arguments[0])
@@ -151,7 +152,7 @@ def _transpose_squares(typing_context: Any, columns: Any, first: Any, at: Any, r
 
     def emit(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         def place(kind: Any, array: Any, *index: Any) -> Any:
-            item = cgutils.get_item_pointer(context, builder, kind, array, index)  # type: ignore[no-untyped-call]
+            item = cgutils.get_item_pointer(context, builder, kind, array, index)
             return builder.bitcast(item, _VECTOR.as_pointer())
 
         source = context.make_array(columns)(context, builder, arguments[0])

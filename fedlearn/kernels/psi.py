@@ -7,9 +7,9 @@ Hashes are BLAKE2s-256 of one 64-byte block, worked on LANES at a time (:mod:`fe
 from __future__ import annotations
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 
+from fedlearn.kernels.compiled import njit
 from fedlearn.kernels.negacyclic import _FLAGS
 from fedlearn.kernels.ot import LANES, blake2s_lanes, transpose_block
 from fedlearn.kernels.threads import CORES, ranges, spread

@@ -7,9 +7,9 @@ product give the same trees. A set of bins is a bit mask of 32 bytes (bit b of b
 from __future__ import annotations
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 
+from fedlearn.kernels.compiled import njit
 from fedlearn.kernels.negacyclic import _FLAGS, F64, U64
 from fedlearn.kernels.threads import CORES, ranges, spread
 

@@ -37,6 +37,8 @@ class Rows:
         weight: float64 (m,), positive.
         classes: number of classes (``softmax``), else 1.
         trains: bool (m,), rows that may train or validate; the others ride along. None: all may.
+        more: float64 (K - 1, m), further labels of the same rows; none by default.
+        also: their objectives.
     """
 
     bins: U8
@@ -44,12 +46,23 @@ class Rows:
     label: F64
     weight: F64
     classes: int = 1
+    more: F64 | None = None
+    also: tuple[str, ...] = ()
     trains: NDArray[np.bool_] | None = None
 
     @property
     def training(self) -> I64:
         """The rows that may train or validate, int64, ascending."""
         return np.arange(len(self.label)) if self.trains is None else np.flatnonzero(self.trains)
+
+    @property
+    def targets(self) -> F64:
+        """What the objective takes for labels: float64 (m,), or (K, m) where there are several."""
+        return self.label if self.more is None else np.concatenate([self.label[None], self.more])
+
+    def objective(self, boost: Boost) -> Objective:
+        """The objective of all labels together."""
+        return objective_of(boost, self.classes, self.also)
 
 
 @dataclass(frozen=True)
@@ -150,7 +163,7 @@ def fit(
     Returns:
         A fit for each split.
     """
-    objective = objective_of(boost, rows.classes)
+    objective = rows.objective(boost)
     if models is None:
         models = [_begin(k, rows, boost, split, objective) for k, split in enumerate(splits)]
     rounds = 1 if boost.forest == "random" else boost.trees
@@ -165,7 +178,7 @@ def fit(
 
 
 def _begin(number: int, rows: Rows, boost: Boost, split: Split, objective: Objective) -> Model:
-    base = objective.start(rows.label[split.train], weights_of(rows, boost)[split.train])
+    base = objective.start(rows.targets[..., split.train], weights_of(rows, boost)[split.train])
     if boost.start is not None:
         base = np.full(objective.outputs, boost.start)
     return Model(number, split, np.repeat(base[:, None], len(rows.label), axis=1), base)
@@ -184,7 +197,7 @@ def go_on(forest: Forest, margins: F64, rows: Rows, boost: Boost, splits: list[S
     (split,) = splits
     model = Model(0, split, margins, forest.base, Growth.of(forest), forest.output.tolist())
     if len(split.valid):
-        value = _metric(model, rows, boost, objective_of(boost, rows.classes))
+        value = _metric(model, rows, boost, rows.objective(boost))
         model.best = (value, forest.trees, margins.copy())
     return [model]
 
@@ -215,8 +228,9 @@ def _round(
     """One round of every model that still runs: K trees each (all trees at once in a random forest)."""
     layers = boost.trees if boost.forest == "random" else 1
     planted: list[tuple[Model, int, I64, F64, F64, Tree]] = []
+    targets = rows.targets
     for model in models:
-        gradient, hessian = objective.gradients(model.margins, rows.label)
+        gradient, hessian = objective.gradients(model.margins, targets)
         weight = weights_of(rows, boost)
         for layer in range(layers):
             draws = stream(boost, f"model {model.number} round {number} layer {layer}")
@@ -325,4 +339,4 @@ def _judge(model: Model, rows: Rows, boost: Boost, objective: Objective) -> None
 def _metric(model: Model, rows: Rows, boost: Boost, objective: Objective) -> float:
     valid = model.split.valid
     _, metric = metric_of(boost, objective)
-    return metric(model.margins[:, valid], rows.label[valid], rows.weight[valid])
+    return metric(model.margins[:, valid], rows.targets[..., valid], rows.weight[valid])

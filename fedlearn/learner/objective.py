@@ -41,8 +41,13 @@ class Objective:
     loss: Callable[[F64, F64], F64]
 
 
-def objective_of(boost: Boost, classes: int) -> Objective:
-    """The contract's objective; ``classes`` counts the label values of ``softmax``."""
+def objective_of(boost: Boost, classes: int, also: tuple[str, ...] = ()) -> Objective:
+    """The contract's objective; ``classes`` counts the label values of ``softmax``.
+
+    ``also`` are the objectives of further labels; then labels are float64 (K, m), one for each margin.
+    """
+    if also:
+        return _several([objective_of(boost, 1), *(objective_of(_of(boost, name), 1) for name in also)])
     if boost.objective == "softmax":
         return _softmax(classes)
     if boost.objective == "tweedie":
@@ -50,6 +55,30 @@ def objective_of(boost: Boost, classes: int) -> Objective:
     if boost.objective == "poisson":
         return _poisson(boost.step_bound)
     return {"logistic": LOGISTIC, "squared": _SQUARED}[boost.objective]
+
+
+def _of(boost: Boost, objective: str) -> Boost:
+    return boost.model_copy(update={"objective": objective})
+
+
+def _several(objectives: list[Objective]) -> Objective:
+    """One margin for each of several labels, which have nothing to do with one another but their rows."""
+
+    def each(function: str, margins: F64, labels: F64) -> list[tuple[F64, F64] | F64]:
+        return [getattr(objective, function)(margins[k : k + 1], labels[k]) for k, objective in enumerate(objectives)]
+
+    def gradients(margins: F64, labels: F64) -> tuple[F64, F64]:
+        found = each("gradients", margins, labels)
+        return np.concatenate([g for g, _ in found]), np.concatenate([h for _, h in found])
+
+    return Objective(
+        "several",
+        len(objectives),
+        gradients,
+        lambda labels, weight: np.concatenate([o.start(labels[k], weight) for k, o in enumerate(objectives)]),
+        lambda margins: np.concatenate([o.mean(margins[k : k + 1]) for k, o in enumerate(objectives)]),
+        lambda margins, labels: np.mean(each("loss", margins, labels), axis=0),
+    )
 
 
 def metric_of(boost: Boost, objective: Objective) -> tuple[str, Callable[[F64, F64, F64], float]]:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from fedlearn.contract import Contract
 from fedlearn.data.binning import FeatureBins
-from fedlearn.errors import NotDisclosed, WrongModel
+from fedlearn.errors import NotDisclosed, NotInContract, WrongModel
 from fedlearn.models.forest import Forest
 from fedlearn.models.share import ActiveShare, PassiveShare, Share
 
@@ -139,7 +139,7 @@ def view(share: Share, contract: Contract, party: str) -> dict[str, Any]:
         {"output": int(output), "nodes": _nodes(nodes, share, contract, theirs)}
         for nodes, output in zip(_trees(forest), forest.output, strict=True)
     ]
-    outputs = list(contract.label.classes) or [contract.label.column]
+    outputs = list(contract.label.classes) or list(contract.label.columns)
     return head | {"role": "active", "outputs": outputs, "base": forest.base.tolist(), "trees": trees}
 
 
@@ -219,7 +219,10 @@ def xgboost(share: ActiveShare, contract: Contract) -> dict[str, Any]:
 
     Raises:
         NotDisclosed: the model has passive splits and they were not disclosed.
+        NotInContract: the model is of several labels with an objective each.
     """
+    if contract.label.also:
+        raise NotInContract("XGBoost has no model of several labels with an objective each: export as json or text")
     forest, features = joint(share, contract)
     return xgboost_model(forest, features, contract)
 

@@ -100,7 +100,7 @@ def save(share: LinearShare, folder: Path, contract: Contract, party: str) -> No
         "errors": None if share.errors is None else share.errors.tolist(),
         "design": share.design.to_json(),
     }
-    body["sha256"] = _digest(body)
+    body["sha256"] = digest(body)
     (folder / "share.json").write_text(json.dumps(body, indent=1) + "\n", encoding="utf-8")
 
 
@@ -111,20 +111,7 @@ def load(folder: Path, contract: Contract, party: str) -> LinearShare:
         FileMissing: there is no share in ``folder``.
         WrongModel: it is damaged, or belongs to another contract or party.
     """
-    try:
-        body = json.loads((folder / "share.json").read_text(encoding="utf-8"))
-    except OSError as error:
-        raise FileMissing(f"no model share in {folder}: {error.strerror}") from None
-    except ValueError:
-        raise WrongModel(f"{folder / 'share.json'} is damaged: not JSON") from None
-    if not isinstance(body, dict) or body.get("format") != FORMAT or body.get("kind") != "linear":
-        raise WrongModel(f"{folder / 'share.json'} is not a share of a linear model of this release")
-    if body.get("party") != party:
-        raise WrongModel(f"the share in {folder} belongs to party {body.get('party')!r}, not to {party!r}")
-    if body.get("contract_hash") != contract.hash().hex():
-        raise WrongModel(f"the share in {folder} was trained under another contract than {contract.name!r}")
-    if body.pop("sha256", None) != _digest(body):
-        raise WrongModel(f"{folder / 'share.json'} is damaged: its hash differs from its content's")
+    body = read(folder, contract, party, "linear", "a linear model")
     try:
         errors = body["errors"]
         share = LinearShare(
@@ -146,5 +133,25 @@ def load(folder: Path, contract: Contract, party: str) -> LinearShare:
     return share
 
 
-def _digest(body: dict[str, Any]) -> str:
+def read(folder: Path, contract: Contract, party: str, kind: str, what: str) -> dict[str, Any]:
+    """The content of a share of ``kind``, which messages call ``what``. Raises as :func:`load`."""
+    try:
+        body = json.loads((folder / "share.json").read_text(encoding="utf-8"))
+    except OSError as error:
+        raise FileMissing(f"no model share in {folder}: {error.strerror}") from None
+    except ValueError:
+        raise WrongModel(f"{folder / 'share.json'} is damaged: not JSON") from None
+    if not isinstance(body, dict) or body.get("format") != FORMAT or body.get("kind") != kind:
+        raise WrongModel(f"{folder / 'share.json'} is not a share of {what} of this release")
+    if body.get("party") != party:
+        raise WrongModel(f"the share in {folder} belongs to party {body.get('party')!r}, not to {party!r}")
+    if body.get("contract_hash") != contract.hash().hex():
+        raise WrongModel(f"the share in {folder} was trained under another contract than {contract.name!r}")
+    if body.pop("sha256", None) != digest(body):
+        raise WrongModel(f"{folder / 'share.json'} is damaged: its hash differs from its content's")
+    return body
+
+
+def digest(body: dict[str, Any]) -> str:
+    """SHA-256 of a share's content, hexadecimal."""
     return hashlib.sha256(json.dumps(body, sort_keys=True, separators=(",", ":")).encode()).hexdigest()

@@ -63,7 +63,7 @@ from fedlearn.learner.booster import Fit, Model, Rows, Split
 from fedlearn.learner.grower import Features, Request, Routing
 from fedlearn.learner.noisy import reconciled
 from fedlearn.models.forest import Forest
-from fedlearn.protocols import matvec, replay, resume, transfer
+from fedlearn.protocols import matvec, replay, resume, screen, transfer
 from fedlearn.protocols.resume import Meter, Point, Spent, Start
 from fedlearn.v1 import boost_pb2 as pb
 from fedlearn.v1 import matvec_pb2
@@ -157,11 +157,13 @@ class ActiveData:
         rows: its own rows, in its own order.
         position: int64 (m,), place of each row in the shared order.
         universe: n, length of the shared order (m in mutual alignment, more in one-sided).
+        ordered: of the opaque columns that a screening left (:mod:`.screen`), in any order; None without.
     """
 
     rows: Rows
     position: I64
     universe: int
+    ordered: tuple[bool, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -495,7 +497,8 @@ def terms(contract: Contract, start: Start | None = None) -> matvec.Terms:
     change = Change.of_indicator(len(contract.passive.features), largest, _touches(contract))
     vectors = most_vectors(contract, start.round)
     agreed = matvec.Terms.of(contract, largest_value=largest, vectors=vectors, change=change)
-    return replace(agreed, kl_nats=agreed.kl_nats - start.spent.kl_nats)
+    share = 1.0 if contract.screen is None else 1 - screen.SHARE
+    return replace(agreed, kl_nats=agreed.kl_nats * share - start.spent.kl_nats)
 
 
 def _model_id(channel: Channel, contract: Contract) -> bytes:
@@ -695,19 +698,22 @@ def _open_peer(
     boost, agreed = contract.boost, terms(contract, start)
     told = channel.receive(pb.BoostFeatures)
     sizes = np.array(told.bins, np.int64)
-    due = len(contract.passive.features)
+    expected = [kind == "number" for kind in contract.passive.features.values()]
+    expected = expected if data.ordered is None else list(data.ordered)
+    due = len(expected)
     if any(len(part) != due for part in (sizes, told.ordered, told.monotone)):
-        raise channel.misbehaved(WrongLength, f"announced {len(sizes)} features where the contract names {due}")
+        raise channel.misbehaved(WrongLength, f"announced {len(sizes)} features where {due} were due")
     if sizes.min() < 2 or sizes.max() > boost.bins + 1:
         raise channel.misbehaved(BeyondContract, f"announced {sizes.max()} bins, the contract allows {boost.bins + 1}")
-    numbers = sum(kind == "number" for kind in contract.passive.features.values())
+    numbers = sum(expected)
     if sum(told.ordered) != numbers or any(m and not o for m, o in zip(told.monotone, told.ordered, strict=True)):
         raise channel.misbehaved(Malformed, f"announced other than {numbers} ordered features, or a monotone category")
     constrained = sum(name in contract.passive.monotone for name in contract.passive.features)
     if any(abs(m) > 1 for m in told.monotone) or sum(map(abs, told.monotone)) != constrained:
         raise channel.misbehaved(Malformed, "announced other monotone features than the contract has")
     names = tuple(told.names)
-    if sorted(names) != (sorted(contract.passive.features) if contract.disclosure.names else []):
+    named = set(names) <= set(contract.passive.features) and len(set(names)) == due
+    if not (named if contract.disclosure.names else not names):
         raise channel.misbehaved(Malformed, "announced other feature names than the contract discloses")
     features = Features(sizes, np.array(told.ordered, np.bool_), np.array(told.monotone, np.int8))
     querier = matvec.open_querier(channel, matvec.Shape.indicator(sizes, data.universe), agreed)
@@ -768,11 +774,13 @@ def cross_validate(
 
 
 def _check_labels(rows: Rows, contract: Contract) -> None:
-    least, label = max(10, 2 * least_size(contract)), rows.label[rows.training]
-    if len(label) < least:
-        raise NoOverlap(f"only {len(label)} aligned rows have a label to train on; training needs at least {least}")
-    if label.min() == label.max():
-        raise NoOverlap(f"all {len(label)} aligned rows have the same label, so there is nothing to learn")
+    least, training = max(10, 2 * least_size(contract)), rows.training
+    if len(training) < least:
+        raise NoOverlap(f"only {len(training)} aligned rows have a label to train on; training needs at least {least}")
+    for column, values in zip(contract.label.columns, np.atleast_2d(rows.targets)[:, training], strict=True):
+        if values.min() == values.max():
+            which = f" {column!r}" if contract.label.also else ""
+            raise NoOverlap(f"all {len(values)} aligned rows have the same label{which}, so there is nothing to learn")
 
 
 # --- passive -----------------------------------------------------------------------------------------

@@ -62,20 +62,22 @@ class Layout:
         return _shape(self.columns * self.digits, self.samples, self.base)
 
     @classmethod
-    def choose(cls, terms: matvec.Terms, columns: int, samples: int, bits: int) -> Layout:
+    def choose(cls, terms: matvec.Terms, columns: int, samples: int, bits: int, flags: bool = False) -> Layout:
         """The fewest digits that leave a vector's entries enough bits within the leakage budget.
 
         Args:
             terms: of the product; ``largest_value`` is chosen here.
             columns, samples: size of the real matrix.
             bits: of an entry of the matrix, sign included.
+            flags: whether vectors hold zeros and ones only, which need one bit.
 
         Raises:
             OverBudget: not even single ternary digits fit.
         """
         for base in _BASES:
             digits = math.ceil(bits / math.log2(base))
-            for value_bits in range(_MOST_BITS, (_LEAST_BITS if base == _BASES[-1] else _GOOD_BITS) - 1, -1):
+            wanted = range(_MOST_BITS, (_LEAST_BITS if base == _BASES[-1] else _GOOD_BITS) - 1, -1)
+            for value_bits in (1,) if flags else wanted:
                 agreed = replace(terms, largest_value=(1 << value_bits) - 1)
                 if _fits(_shape(columns * digits, samples, base), agreed):
                     return cls(columns, samples, base, digits, agreed)

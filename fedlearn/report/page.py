@@ -33,7 +33,15 @@ _SAMPLES = {
     "fitted": "training rows",
 }
 #: How people write the figures' names.
-NAMES = {"auc": "AUC", "ks": "KS", "log_loss": "log-loss", "rmse": "RMSE", "mae": "MAE", "r2": "R²"}
+NAMES = {
+    "explained": "variance explained",
+    "auc": "AUC",
+    "ks": "KS",
+    "log_loss": "log-loss",
+    "rmse": "RMSE",
+    "mae": "MAE",
+    "r2": "R²",
+}
 
 
 @dataclass(frozen=True)
@@ -120,7 +128,7 @@ def page(run: Run) -> str:
     style = resources.files("fedlearn.report").joinpath("style.css").read_text(encoding="utf-8")
     title = f"{run.contract.name}: model report of {run.facts['party']}"
     parts = (_head, _cards, _contract, _data, _samples, _judged, _folds, _coefficients, _points, _importance,
-             _stability, _others, _ledger, _timings)  # fmt: skip
+             _clusters, _targets, _stability, _others, _ledger, _timings)  # fmt: skip
     head = tag(
         "head", Markup('<meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">'),
         tag("title", title), tag("style", Markup(style)),
@@ -177,6 +185,8 @@ def _contract(run: Run) -> Markup:
     algorithm = (
         f"{contract.glm.family} regression{' on weights of evidence' if contract.glm.woe else ''}"
         if contract.glm
+        else f"k-means, {contract.kmeans.clusters} clusters"
+        if contract.kmeans
         else f"{contract.boost.trees} rounds of trees of depth {contract.boost.depth}, {contract.boost.objective}, "
         f"{contract.boost.folds} folds, {contract.boost.routing} routing"
     )
@@ -186,7 +196,7 @@ def _contract(run: Run) -> Markup:
         ["Contract hash", tag("code", contract.hash().hex())],
         ["Outcome side", f"{contract.active.name}: {', '.join(contract.active.features)}"],
         ["Feature side", f"{contract.passive.name}: {', '.join(contract.passive.features)}"],
-        ["Outcome", contract.label.column],
+        ["Outcome", ", ".join(contract.label.columns) or "none"],
         ["Alignment", f"{contract.align.mode} on {', '.join(k.column for k in contract.align.keys)}"],
         ["Algorithm", algorithm],
         ["Encryption", contract.encryption.backend],
@@ -453,6 +463,36 @@ def _folds(run: Run) -> Markup | None:
 
 
 # --- the model ---------------------------------------------------------------------------------------
+
+
+def _targets(run: Run) -> Markup | None:
+    """Figures of every label column, where there are several."""
+    found = run.facts.get("targets")
+    if not found:
+        return None
+    lines: list[list[object]] = []
+    for column, values in found.items():
+        for name, joint in values["joint"].items():
+            alone = values["alone"][name]
+            lines.append([column, NAMES.get(name, name), alone, joint, joint - alone])
+    heads = ["label", "figure", f"{run.facts['party']} alone", "joint", "difference"]
+    return join(tag("h2", "All labels"), tag("p", "Models that grew together on one hint."), table(heads, lines))
+
+
+def _clusters(run: Run) -> Markup | None:
+    """Centres of a k-means: own columns in their own units, opaque ones in standard deviations from the mean."""
+    found = run.facts.get("clusters")
+    if not found:
+        return None
+    told = "Means of every cluster; of a category, the share of rows with that text."
+    heads = ["", *(f"cluster {line['cluster']}" for line in found)]
+    lines: list[list[object]] = [["rows", *(line["rows"] for line in found)]] if "rows" in found[0] else []
+    for part in ("profile", "peer_standardised"):
+        for name in found[0].get(part, {}):
+            lines.append([name, *(round(line[part][name], 3) for line in found)])
+    if "peer_standardised" in found[0]:
+        told += f" The columns of {run.peer} in standard deviations from their means."
+    return join(tag("h2", "Clusters"), tag("p", told), table(heads, lines))
 
 
 def _coefficients(run: Run) -> Markup | None:

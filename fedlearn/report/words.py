@@ -15,6 +15,7 @@ _FILES = {
     "validation.csv": "scores of the customers that early stopping followed, with outcomes: personal data",
     "fitted.csv": "scores of the training customers, joint and alone, with outcomes: personal data",
     "scores.csv": "scores of the customers asked for: personal data",
+    "clusters.csv": "the cluster of every training customer: personal data",
     "scorecard.json": "this side's points, for other programs",
     "rows.arrow": "which own rows are shared: personal data",
     "alignment.json": "which alignment this is",
@@ -46,12 +47,15 @@ def _happened(run: Run) -> list[str]:
         said.append(
             f"They fitted one {run.contract.glm.family} regression in {facts['steps']} steps on encrypted sums."
         )
+    elif run.contract.kmeans is not None and "clusters" in facts:
+        said.append(f"They found {len(facts['clusters'])} clusters in {facts['steps']} steps on encrypted sums.")
     elif "trees" in facts or "splits_by_feature" in facts:
         said.append("They grew trees from encrypted gradients; each side keeps the half with its own features.")
     if "joint" in facts:
         name, joint = next(iter(facts["joint"].items()))
+        of = run.of or "training rows"
         alone = facts["alone"][name]
-        said.append(f"On {run.of} the {NAMES.get(name, name)} is {alone:.4f} for {me} alone and {joint:.4f} jointly.")
+        said.append(f"On {of} the {NAMES.get(name, name)} is {alone:.4f} for {me} alone and {joint:.4f} jointly.")
     if "rows_scored" in facts:
         said.append(f"{facts['rows_scored']:,} rows were scored.")
     seconds = sum(p["seconds"] for p in facts["phases"].values())

@@ -222,6 +222,8 @@ def open_registry(party: PartyFile) -> tuple[Registry, Contract]:
 
 def load_share(folder: Path, contract: Contract, party: str) -> Share:
     """A share of either kind, by the contract. Raises FileMissing, WrongModel."""
+    if contract.kmeans is not None:
+        raise WrongModel(f"contract {contract.name!r} finds clusters, which are not served: use predict")
     load: Any = trees.load if contract.glm is None else linear.load
     share: Share = load(folder, contract, party)
     return share

@@ -85,7 +85,7 @@ class TreesActive:
     def __init__(self, share: ActiveShare, names: Sequence[str], contract: Contract) -> None:
         """``names``: the order of a row's values. Raises BadConfig for several classes."""
         if contract.outputs != 1:
-            raise BadConfig("models of several classes are scored by `predict` only")
+            raise BadConfig("models of several classes or labels are scored by `predict` only")
         self.splits, self._forest = share.passive_splits, share.forest
         self._bins, self._first = _Bins(share.binning.features, names), np.zeros(1, np.int64)
         self._mean = objective_of(contract.boost, 1).mean

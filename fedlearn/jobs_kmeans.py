@@ -1,0 +1,146 @@
+"""``train`` and ``predict`` of a contract with ``[kmeans]``: what each role does between alignment and farewell."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+from pyarrow import csv
+
+from fedlearn.channel import Channel
+from fedlearn.contract import Contract, Kmeans
+from fedlearn.data import PartyTable
+from fedlearn.data.design import fit_design
+from fedlearn.errors import NoOverlap
+from fedlearn.models import cluster as shares
+from fedlearn.models.cluster import ClusterShare
+from fedlearn.protocols import kmeans
+
+F64 = NDArray[np.float64]
+I32 = NDArray[np.int32]
+I64 = NDArray[np.int64]
+Summary = dict[str, Any]
+
+
+def check_budget(contract: Contract, table: PartyTable) -> Summary:
+    """What clustering would need at most, by the contract's columns. Raises OverBudget when it does not fit."""
+    settings = kmeans.settings_of(contract)
+    most = sum(1 if kind == "number" else settings.bins - 1 for kind in contract.passive.features.values())
+    agreed = kmeans.layout(contract, most, table.rows)
+    return {
+        "would_train": f"k-means of {settings.clusters} clusters, at most {settings.max_steps} steps, "
+        f"{contract.encryption.backend} back end",
+        "most_vectors": kmeans.most_vectors(contract),
+        "most_transfers": kmeans.most_transfers(contract, table.rows, settings.max_steps),
+        "digits": f"{agreed.digits} of base {agreed.base}",
+        "kl_nats_at_most": contract.budget.kl_nats,
+    }
+
+
+def own_clusters(columns: F64, settings: Kmeans) -> I64:
+    """Clusters of one side's own rows, int64 (m,), columns float64 (p, m): where the joint ones start from.
+
+    Raises:
+        NoOverlap: fewer distinct rows than clusters.
+    """
+    from sklearn.cluster import KMeans  # takes a second to import
+
+    distinct = len(np.unique(columns, axis=1).T)
+    if distinct < settings.clusters:
+        raise NoOverlap(
+            f"the {columns.shape[1]} aligned rows have {distinct} distinct value(s) in this side's columns, fewer than "
+            f"the {settings.clusters} of [kmeans] clusters: agree fewer, or more columns"
+        )
+    found = KMeans(settings.clusters, n_init=10, random_state=settings.seed).fit(columns.T)
+    return np.asarray(found.labels_, np.int64)
+
+
+# --- train -------------------------------------------------------------------------------------------
+
+
+def train_active(
+    channel: Channel, contract: Contract, table: PartyTable, position: I64, universe: int, folder: Path
+) -> Summary:
+    """Cluster as the active side; ``table`` is its aligned rows. Writes the share and ``clusters.csv``."""
+    settings = kmeans.settings_of(contract)
+    design, said = fit_design(table, contract.active.features, None, settings.bins)
+    columns = design.standardised(table)
+    with channel.phase("start"):
+        start = own_clusters(columns, settings)
+    result = kmeans.fit_active(channel, contract, kmeans.ActiveData(columns, start, position, universe))
+    share = ClusterShare("active", result.model_id, design, result.own, result.theirs)
+    shares.save(share, folder, contract, contract.active.name)
+    _write(folder / "clusters.csv", table, result.cluster)
+    names = result.names or tuple(f"{contract.passive.name}#{j}" for j in range(result.theirs.shape[1]))
+    theirs = [dict(zip(names, (row * kmeans.UNIT).tolist(), strict=True)) for row in result.theirs]
+    facts: Summary = {
+        **_facts(result.model_id, len(result.moved), result.converged, settings, said),
+        "moved": result.moved,
+        "clusters": [
+            {"cluster": c + 1, "rows": int((result.cluster == c).sum()), "profile": own, "peer_standardised": peer}
+            for c, (own, peer) in enumerate(zip(share.profile(), theirs, strict=True))
+        ],
+    }
+    if contract.align.mode == "mutual":  # the opaque columns are standardised over just these rows
+        own_start = np.stack([columns[:, start == c].mean(axis=1) for c in range(settings.clusters)])
+        facts["joint"] = {"explained": _explained(result.cluster, result.own, result.theirs)}
+        facts["alone"] = {"explained": _explained(start, own_start, result.first)}
+    empty = [line["cluster"] for line in facts["clusters"] if line["rows"] == 0]
+    facts["warnings"] += [f"cluster {c} has no row left; its centre stays where it was" for c in empty]
+    return facts
+
+
+def train_passive(channel: Channel, contract: Contract, table: PartyTable, folder: Path) -> Summary:
+    """Serve as the passive side; ``table`` is its rows of the shared order. Writes the share."""
+    settings = kmeans.settings_of(contract)
+    design, said = fit_design(table, contract.passive.features, None, settings.bins)
+    data = kmeans.PassiveData(design.standardised(table), design.names)
+    result = kmeans.fit_passive(channel, contract, data)
+    share = ClusterShare("passive", result.model_id, design, np.asarray(result.centres * kmeans.UNIT, np.float64))
+    shares.save(share, folder, contract, contract.passive.name)
+    profile = [{"cluster": c + 1, "profile": line} for c, line in enumerate(share.profile())]
+    return _facts(result.model_id, result.steps, result.converged, settings, said) | {"clusters": profile}
+
+
+def _facts(model_id: bytes, steps: int, converged: bool, settings: Kmeans, said: list[str]) -> Summary:
+    unconverged = [] if converged else [f"not converged after {settings.max_steps} steps: agree more"]
+    return {"model_id": model_id.hex(), "steps": steps, "converged": converged, "warnings": said + unconverged}
+
+
+def _explained(cluster: I64, own: F64, theirs: I32) -> float:
+    """Share of the variance of all columns that lies between the clusters' centres."""
+    rows = np.bincount(cluster, minlength=len(own))
+    squares = (own**2).sum(axis=1) + ((theirs * kmeans.UNIT) ** 2).sum(axis=1)
+    return float(rows @ squares / (len(cluster) * (own.shape[1] + theirs.shape[1])))
+
+
+# --- predict -----------------------------------------------------------------------------------------
+
+
+def predict_active(
+    channel: Channel, contract: Contract, share: ClusterShare, table: PartyTable, position: I64, universe: int,
+    path: Path,
+) -> Summary:  # fmt: skip
+    """Find the clusters of aligned rows and write them to ``path``."""
+    columns = share.design.standardised(table)
+    data = kmeans.ActiveData(columns, np.zeros(table.rows, np.int64), position, universe)
+    peer = np.empty((len(share.centres), 0), np.int32) if share.peer is None else share.peer
+    found = kmeans.assign_active(channel, contract, share.centres, peer, data)
+    _write(path, table, found)
+    counts = np.bincount(found, minlength=len(share.centres)).tolist()
+    return {"rows_scored": table.rows, "rows_by_cluster": counts, "warnings": share.design.unseen(table)}
+
+
+def predict_passive(channel: Channel, contract: Contract, share: ClusterShare, table: PartyTable) -> Summary:
+    """Serve the clusters of aligned rows."""
+    centres = np.rint(share.centres / kmeans.UNIT).astype(np.int32)
+    kmeans.assign_passive(channel, contract, share.design.standardised(table), centres)
+    return {"warnings": share.design.unseen(table)}
+
+
+def _write(path: Path, table: PartyTable, cluster: I64) -> None:
+    """Clusters count from 1."""
+    csv.write_csv(pa.table({"id": table.ids, "cluster": pa.array(cluster + 1)}), path)
