@@ -2,6 +2,8 @@
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from fedlearn.kernels import lattice
@@ -146,3 +148,23 @@ def test_public_limbs() -> None:
     assert [word_of(int(x), int(y)) for x, y in zip(low[:11], high[:11], strict=True)] == edges
     for limb in (low, high):
         assert -(2**31) <= limb.min() <= limb.max() < 2**31
+
+
+@given(st.lists(st.integers(0, 2**64 - 1), min_size=1, max_size=8), st.integers(0, 2**32 - 1))
+@settings(max_examples=20, deadline=None)
+def test_known_sums(ends: list[int], seed: int) -> None:
+    """Digit by digit as in Python integers; the first words are chosen where digits carry, or by hypothesis."""
+    rng = np.random.default_rng(seed)
+    words = rng.integers(0, 2**64, (3, N), np.uint64)
+    edges = [0x7FFF, 0x8000, 0x7FFF7FFF7FFF7FFF, 0x8000800080008000, 2**64 - 1, 0x7FFFFFFFFFFFFFFF, *ends]
+    words[0, : len(edges)] = edges
+    words[1] = 0x8000800080008000  # every digit at its lowest, with secrets of one sign: the largest partial sums
+    secrets = rng.integers(-1, 2, (2, N)).astype(np.int16)
+    secrets[1] = seed % 3 - 1
+    digits, out = np.empty((3, 4, N), np.int16), np.empty((2, 3), np.uint64)
+    lattice.split_words(words, digits)
+    lattice.known_sums(digits, secrets, out)
+    due = [
+        [sum(w * s for w, s in zip(row, s, strict=True)) % 2**64 for row in words.tolist()] for s in secrets.tolist()
+    ]
+    assert out.tolist() == due

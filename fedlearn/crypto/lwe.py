@@ -302,13 +302,16 @@ def accumulate(matrix: Matrix, mask: I8, ciphertext: bytes | memoryview, part: r
     """
     raw = np.frombuffer(ciphertext, np.uint8).reshape(len(sums), plan.width * len(part))
     groups = [slice(start, start + lattice.LANES) for start in range(0, len(sums), lattice.LANES)]
-    work = [(group, piece) for group in groups for piece in _group_work(matrix, mask, raw[group], part, plan)]
+    tasks = -(-CORES // len(groups))
+    work = [(group, piece) for group in groups for piece in _group_work(matrix, mask, raw[group], part, plan, tasks)]
     for (group, _), found in zip(work, spread(lambda item: item[1](), work), strict=True):
         sums[group] += found[:, : len(sums[group])].T
 
 
-def _group_work(matrix: Matrix, mask: I8, group: NDArray[np.uint8], part: range, plan: Plan) -> list[Callable[[], U64]]:
-    """What is to be added up for up to LANES vectors: each gives uint64 (R, lanes)."""
+def _group_work(
+    matrix: Matrix, mask: I8, group: NDArray[np.uint8], part: range, plan: Plan, tasks: int
+) -> list[Callable[[], U64]]:
+    """What is to be added up for up to LANES vectors, each kind in so many tasks: each gives uint64 (R, lanes)."""
     lanes = min(size for size in lattice.SUMS_BY_BIN if size >= len(group))
     samples, begin = samples_of(part, plan), 0 if part.start else N
 
@@ -333,18 +336,18 @@ def _group_work(matrix: Matrix, mask: I8, group: NDArray[np.uint8], part: range,
 
     work: list[Callable[[], U64]] = []
     if part.start == 0:
-        work += [partial(masked, strips) for strips in ranges(lattice.STRIPS, CORES)]
+        work += [partial(masked, strips) for strips in ranges(lattice.STRIPS, tasks)]
     if isinstance(matrix, Indicator):
         lists, offsets = matrix.sorted, matrix.offsets
         first, last = samples.start // N, -(-samples.stop // N)
-        pieces = ranges(last - first, CORES) if last > first else []
+        pieces = ranges(last - first, tasks) if last > first else []
         work += [partial(binned, range(first + piece.start, first + piece.stop)) for piece in pieces]
     elif samples.stop > samples.start:
         entries = matrix.entries[:, samples]
         columns = np.empty((len(group), samples.stop - samples.start), np.uint64)
         for packed, column in zip(group, columns, strict=True):
             lattice.unpack(packed, len(part), plan.width, begin, column)
-        work += [partial(dense, rows) for rows in ranges(matrix.rows, 2 * CORES)]
+        work += [partial(dense, rows) for rows in ranges(matrix.rows, 2 * tasks)]
     return work
 
 
@@ -377,25 +380,27 @@ def shifted(answer: bytes, offsets: NDArray[np.int64], plan: Plan) -> bytes:
 
 def decode(hint: U64, secrets: I8, answer: bytes, plan: Plan) -> NDArray[np.int64]:
     """M·v for the vectors of one query; see :func:`known_part` and :func:`round_off`."""
-    return round_off(known_part(hint, secrets), answer, plan)
+    digits = np.empty((len(hint), lattice.DIGITS, N), np.int16)
+    lattice.split_words(hint, digits)
+    return round_off(known_part(digits, secrets), answer, plan)
 
 
-def known_part(hint: U64, secrets: I8) -> U64:
+def known_part(digits: NDArray[np.int16], secrets: I8) -> U64:
     """C·s, what the querier takes off an answer; it does not depend on the answer.
 
     Args:
-        hint: uint64 (R, N).
+        digits: int16 (R, 4, N), of the hint (:func:`fedlearn.kernels.lattice.split_words`).
         secrets: int8 (K, N), of one query.
 
     Returns:
         uint64 (K, R).
     """
-    known = np.zeros((len(secrets), len(hint)), np.uint64)
+    wide, known = secrets.astype(np.int16), np.empty((len(secrets), len(digits)), np.uint64)
 
     def rows(part: range) -> None:
-        lattice.dots(hint[part.start : part.stop], secrets, known[:, part.start : part.stop])
+        lattice.known_sums(digits[part.start : part.stop], wide, known[:, part.start : part.stop])
 
-    spread(rows, ranges(len(hint), 2 * CORES))
+    spread(rows, ranges(len(digits), 2 * CORES))
     return known
 
 

@@ -21,6 +21,7 @@ from fedlearn.kernels.negacyclic import _FLAGS, F64, U64, H, N, _transpose8, inv
 I8 = NDArray[np.int8]
 U8 = NDArray[np.uint8]
 U16 = NDArray[np.uint16]
+I16 = NDArray[np.int16]
 I32 = NDArray[np.int32]
 I64 = NDArray[np.int64]
 
@@ -91,15 +92,36 @@ def transform_small(values: I8, out: F64) -> None:
         transform(re, im, out[k, 0], out[k, 1])
 
 
+@intrinsic
+def _bits(typing_context: Any, number: Any) -> Any:
+    """The 64 bits of a float64 as a word."""
+
+    def emit(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        return builder.bitcast(arguments[0], ir.IntType(64))
+
+    return types.uint64(types.float64), emit
+
+
+# Added to a number below 2^51 it leaves no room for a fraction: the sum is rounded to the nearest integer, ties to the
+# even one, and the low bits of its representation are that integer. Vector units without a conversion to 64-bit
+# integers (AVX2) would otherwise convert one number at a time.
+_ROUNDING = 1.5 * 2.0**52
+_ROUNDING_BITS = np.float64(_ROUNDING).view(np.uint64)
+
+
+@njit(**_FLAGS)
+def _rounded(number: float) -> np.uint64:
+    """The nearest integer to a number below 2^51 in absolute value, as a wrapping word."""
+    return _bits(number + _ROUNDING) - _ROUNDING_BITS  # type: ignore[call-arg]
+
+
 @njit(**_FLAGS)
 def _round_into(low_re: F64, low_im: F64, high_re: F64, high_im: F64, out: U64) -> None:
     """out += low + 2^32·high for coefficients in folded order, rounded to integers, modulo 2^64."""
     for j in range(H):
-        out[j] += np.uint64(np.int64(np.rint(low_re[j]))) + (np.uint64(np.int64(np.rint(high_re[j]))) << np.uint64(32))
+        out[j] += _rounded(low_re[j]) + (_rounded(high_re[j]) << np.uint64(32))
     for j in range(H):
-        out[j + H] += np.uint64(np.int64(np.rint(low_im[j]))) + (
-            np.uint64(np.int64(np.rint(high_im[j]))) << np.uint64(32)
-        )
+        out[j + H] += _rounded(low_im[j]) + (_rounded(high_im[j]) << np.uint64(32))
 
 
 @njit(**_FLAGS)
@@ -289,6 +311,95 @@ def dots(rows: Any, columns: Any, out: U64) -> None:
             out[k, r] += total
 
 
+#: Balanced 16-bit digits of a word.
+DIGITS = 4
+
+# Coefficients that are taken for all secrets before the next: their digits stay in the first-level cache.
+_PART = 1024
+
+
+@njit(**_FLAGS)
+def split_words(words: U64, out: I16) -> None:
+    """Words as four digits of -2^15 to 2^15 - 1 each, the lowest first: word = Σ digit·2^16i modulo 2^64.
+
+    Args:
+        words: uint64 (R, N).
+        out: int16 (R, 4, N).
+    """
+    # Adding 2^15 at every digit carries where a digit is large; taking it off again without borrows is an exclusive or.
+    halves = np.uint64(0x8000800080008000)
+    for r in range(words.shape[0]):
+        for digit in range(DIGITS):
+            row = out[r, digit]
+            for j in range(row.shape[0]):
+                word = (words[r, j] + halves) ^ halves
+                row[j] = np.int16(np.uint16(word >> np.uint64(16 * digit)))
+
+
+@intrinsic
+def _digit_dot(typing_context: Any, digits: Any, at: Any, secrets: Any, place: Any) -> Any:
+    """Σ_j word_j·s_j modulo 2^64, j below _PART, from the digits of words: digits[at + N·i + j], secrets[place + j].
+
+    Products of pairs of neighbours are added as one, which is a single instruction where there is a vector unit
+    (pmaddwd); written as a loop LLVM does not find it. _PART digits times ternary secrets fit 32 bits; of the top
+    digits' sum 16 bits count.
+    """
+    lanes = 16
+
+    def emit(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        word, short, int_ = ir.IntType(64), ir.IntType(16), ir.IntType(32)
+        narrow, wide, half = ir.VectorType(short, lanes), ir.VectorType(int_, lanes), ir.VectorType(int_, lanes // 2)
+        data, secret = (context.make_array(signature.args[k])(context, builder, arguments[k]).data for k in (0, 2))
+
+        def load(base: Any, place: Any) -> Any:
+            return builder.load(builder.bitcast(builder.gep(base, [place]), narrow.as_pointer()), align=2)
+
+        def pick(vector: Any, first: int) -> Any:
+            order = ir.Constant(half, list(range(first, lanes, 2)))
+            return builder.shuffle_vector(vector, ir.Constant(wide, None), order)
+
+        kinds = [half] * (DIGITS - 1) + [narrow]
+        sums = [cgutils.alloca_once_value(builder, ir.Constant(kind, None)) for kind in kinds]  # type: ignore[no-untyped-call]
+        zero, stop, step = (ir.Constant(word, n) for n in (0, _PART, lanes))
+        with cgutils.for_range_slice(builder, zero, stop, step, word) as (j, _):
+            right = load(secret, builder.add(arguments[3], j))
+            for digit, total in enumerate(sums):
+                left = load(data, builder.add(builder.add(arguments[1], ir.Constant(word, digit * N)), j))
+                if digit == DIGITS - 1:
+                    term = builder.mul(left, right)
+                else:
+                    product = builder.mul(builder.sext(left, wide), builder.sext(right, wide))
+                    term = builder.add(pick(product, 0), pick(product, 1))
+                builder.store(builder.add(builder.load(total), term), total)
+        found = ir.Constant(word, 0)
+        for digit, total in enumerate(sums):
+            vector = builder.load(total)
+            lane_sum = ir.Constant(vector.type.element, 0)
+            for lane in range(vector.type.count):
+                lane_sum = builder.add(lane_sum, builder.extract_element(vector, ir.Constant(int_, lane)))
+            found = builder.add(found, builder.shl(builder.sext(lane_sum, word), ir.Constant(word, 16 * digit)))
+        return found
+
+    return types.uint64(digits, types.int64, secrets, types.int64), emit
+
+
+@njit(**_FLAGS)
+def known_sums(digits: I16, secrets: I16, out: U64) -> None:
+    """out[k, r] = Σ_j word[r, j]·secrets[k, j] modulo 2^64.
+
+    Args:
+        digits: int16 (R, 4, N), contiguous, from :func:`split_words`.
+        secrets: int16 (K, N), contiguous, ternary.
+        out: uint64 (K, R).
+    """
+    flat, small = digits.reshape(-1), secrets.reshape(-1)
+    out[:] = 0
+    for r in range(digits.shape[0]):
+        for part in range(0, N, _PART):
+            for k in range(secrets.shape[0]):
+                out[k, r] += _digit_dot(flat, r * DIGITS * N + part, small, k * N + part)  # type: ignore[call-arg]
+
+
 # --- the holder's answer: words of several vectors side by side, one lane each ------------------------
 
 
@@ -412,6 +523,10 @@ def _side_by_side(raw: U8, words: int, width: int, first: int, rows: U64, out: U
             out[i, k] = rows[k, i]
 
 
+# Words of a block that are unpacked at once, so that a block's words side by side are all that fills the second-level
+# cache.
+_UNPACKED = 512
+
 # Columns of the mask are taken in strips of _STRIP; each four of a strip, _QUARTER apart, are the digits of a number
 # below 3^4 = 81 that picks from a table of their possible sums ("four Russians": Arlazarov et al., 1970). _TABLES such
 # tables fit the first-level cache, the picks of _CHUNK rows the second.
@@ -449,13 +564,15 @@ def _lane_kernels(lanes: int) -> tuple[Any, Any]:
     ) -> None:
         """Sums of words by bin over blocks first to last. See SUMS_BY_BIN."""
         height = out.shape[0]
-        rows, body = np.zeros((lanes, N + 8), np.uint64), np.empty((N, lanes), np.uint64)
+        rows, body = np.zeros((lanes, _UNPACKED + 8), np.uint64), np.empty((N, lanes), np.uint64)
         total = np.zeros(lanes, np.uint64)
         for b in range(first, last):
             block = body[: min(N, samples - b * N)]
-            _side_by_side(raw, words, width, at + (b - first) * N, rows, block)
-            for lane in range(lanes):
-                total[lane] += rows[lane, : block.shape[0]].sum()
+            for top in range(0, block.shape[0], _UNPACKED):
+                strip = block[top : top + _UNPACKED]
+                _side_by_side(raw, words, width, at + (b - first) * N + top, rows, strip)
+                for lane in range(lanes):
+                    total[lane] += rows[lane, : strip.shape[0]].sum()
             for r in range(height):
                 _gather(out, r, block, order, starts[b * height + r], starts[b * height + r + 1], lanes)
         for f in range(fullest.shape[0]):

@@ -37,6 +37,7 @@ from fedlearn.crypto import lwe, paillier
 from fedlearn.crypto.matrix import Indicator, Matrix
 from fedlearn.crypto.privacy import Change, Noise
 from fedlearn.errors import BeyondContract, Malformed, NotInContract, OverBudget, WrongLength
+from fedlearn.kernels import lattice
 from fedlearn.kernels.negacyclic import N
 from fedlearn.kernels.threads import ahead
 from fedlearn.v1 import matvec_pb2 as pb
@@ -257,7 +258,7 @@ def open_querier(channel: Channel, shape: Shape, terms: Terms) -> Querier:
         return _PaillierQuerier(channel, shape, terms, private)
     plan = shape.plan(terms)
     public = lwe.expand(_seed(channel), shape.samples)
-    hint = np.empty((shape.rows, N), np.uint64)
+    hint = np.empty((shape.rows, lattice.DIGITS, N), np.int16)
     filled = 0
     while filled < shape.rows:
         message = channel.receive(pb.MatvecHint)
@@ -267,7 +268,8 @@ def open_querier(channel: Channel, shape: Shape, terms: Terms) -> Querier:
             raise channel.misbehaved(
                 WrongLength, f"sent {len(channel.bulk)} bytes for {message.count} hint rows of {8 * N} bytes"
             )
-        hint[filled : filled + message.count] = np.frombuffer(channel.bulk, "<u8").reshape(-1, N)
+        words = np.frombuffer(channel.bulk, "<u8").reshape(-1, N).astype(np.uint64, copy=False)
+        lattice.split_words(words, hint[filled : filled + message.count])
         filled += message.count
         channel.progress(filled, shape.rows, "hint rows")
     return _LweQuerier(channel, public, hint, plan, terms.noise)
@@ -289,7 +291,7 @@ def _seed(channel: Channel) -> bytes:
 class _LweQuerier:
     channel: Channel
     public: NDArray[np.float64]
-    hint: NDArray[np.uint64]
+    hint: NDArray[np.int16]
     plan: lwe.Plan
     noise: Noise | None
     answered: int = 0
