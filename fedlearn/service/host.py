@@ -45,6 +45,7 @@ def serve(party: PartyFile, stop: threading.Event) -> None:
     models.refresh()
     metrics = Metrics()
     with ExitStack() as stack:
+        stack.callback(store.close)
         audit = AuditLog(service.audit, party.party, party.tls.key)
         stack.callback(audit.close)
         client = None
