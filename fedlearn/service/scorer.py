@@ -178,9 +178,15 @@ class _Bins:
 
     def __init__(self, features: Sequence[FeatureBins], names: Sequence[str]) -> None:
         self._columns = [(names.index(feature.name), _coder(Codes(feature))) for feature in features]
+        self._last: tuple[Row, U8] = ((), np.empty(0, np.uint8))
 
     def codes(self, row: Row) -> U8:
-        return np.array([code(row[at]) for at, code in self._columns], np.uint8)
+        """The same row may be asked for twice, for its score and for the counts."""
+        last, codes = self._last
+        if last is not row:
+            codes = np.array([code(row[at]) for at, code in self._columns], np.uint8)
+            self._last = row, codes
+        return codes
 
 
 def _coder(codes: Codes) -> Callable[[Value], int]:
