@@ -516,6 +516,14 @@ class Band(_Strict):
     up_to: float | None = None
 
 
+class Traces(_Strict):
+    """Where this side's OpenTelemetry spans go (OTLP over HTTP): times and statuses, nothing of applicants."""
+
+    url: str = Field(description="the collector's, for instance http://127.0.0.1:4318/v1/traces")
+    share: float = Field(1.0, gt=0, le=1, description="share of requests that are traced")
+    to_peer: bool = Field(False, description="tell the other party the trace's ID, so that both sides' spans join up")
+
+
 class Service(_Strict):
     """Online scoring on this side. ``peer``, ``http``, ``callers`` and decisions are the active side's."""
 
@@ -533,7 +541,10 @@ class Service(_Strict):
     workers: int = Field(16, ge=1, le=256, description="requests under way at once; seven times as many may wait")
     most_missing: float = Field(0.5, ge=0, le=1, description="largest share of missing features that is scored")
     challenger_share: float = Field(0.0, ge=0, le=1, description="share of applicants scored by the challenger")
-    measure: Literal["probability", "score"] = Field("probability", description="what bands are about")
+    traces: Traces | None = None
+    measure: Literal["probability", "calibrated", "score"] = Field(
+        "probability", description="what bands are about; the probability where a model has no other"
+    )
     bands: tuple[Band, ...] = ()
 
     @field_validator("listen", "http", "status", "peer")

@@ -37,8 +37,9 @@ from fedlearn.learner import booster
 from fedlearn.learner.booster import Rows
 from fedlearn.learner.grower import Features
 from fedlearn.learner.objective import objective_of
-from fedlearn.models import checkpoint, linear, reference
+from fedlearn.models import calibration, checkpoint, linear, reference
 from fedlearn.models import share as shares
+from fedlearn.models.calibration import Calibration
 from fedlearn.protocols import align, align_cached, boost, disclose, handshake, matvec, regression, score
 from fedlearn.protocols.align import Alignment
 from fedlearn.protocols.resume import Start
@@ -402,7 +403,10 @@ def _train_active(
     if contract.disclosure.model:
         told = disclose.receive(channel, contract, forest, result.features, result.names)
         disclosed = share_of(told, contract, result.model_id)
-    share = shares.ActiveShare(result.model_id, binning, forest, len(forest.passive_splits), result.names, disclosed)
+    curve = calibrated(contract, rows, result.held_out)
+    share = shares.ActiveShare(
+        result.model_id, binning, forest, len(forest.passive_splits), result.names, disclosed, curve
+    )
     shares.save(share, folder, contract, own.party)
     reference.save(folder, binning, rows.bins, result.fit.margins[0])
     opaque = tuple(f"{contract.passive.name}#{k}" for k in range(len(contract.passive.features)))
@@ -414,6 +418,8 @@ def _train_active(
         "importance": forest.importance(tuple(f.name for f in binning.features), result.names or opaque),
         "mean_label": float(rows.label.mean()),
     }
+    if curve is not None:
+        facts["calibration"] = curve.method
     if settings.folds:
         with channel.phase("alone"):
             _, alone, _ = boost.cross_validate(contract, rows, None)
@@ -477,7 +483,7 @@ def _predict(channel: Channel, own: Own) -> Summary:
                 margins = score.score_active(
                     channel, own.share.forest, own.share.passive_splits, bins, position, alignment.size
                 )
-                _write_scores(folder / "scores.csv", table, own.contract, margins)
+                _write_scores(folder / "scores.csv", table, own.contract, margins, own.share.calibration)
                 facts["rows_scored"] = margins.shape[1]
             elif isinstance(own.share, shares.PassiveShare):
                 bins = own.share.binning.transform(own.table.take(alignment.rows))
@@ -646,6 +652,13 @@ def rows_of(table: PartyTable, binning: Binning, contract: Contract) -> Rows:
     return Rows(binning.transform(table), features, label, weight, contract.outputs)
 
 
+def calibrated(contract: Contract, rows: Rows, held_out: F64) -> Calibration | None:
+    """The curve of held-out margins float64 (K, m); None without folds, or where labels are not of two kinds."""
+    if contract.boost.objective != "logistic" or not contract.boost.folds:
+        return None
+    return calibration.fit(held_out[0], rows.label, rows.weight)
+
+
 def _summary(channel: Channel, own: Own, job: Job) -> Summary:
     return {
         "job": job,
@@ -701,8 +714,9 @@ def _predictions(contract: Contract, margins: F64) -> dict[str, F64]:
     return {"prediction": mean[0]}
 
 
-def _write_scores(path: Path, table: PartyTable, contract: Contract, margins: F64) -> None:
-    _write_csv(path, {"id": table.ids.to_pylist(), **_predictions(contract, margins)})
+def _write_scores(path: Path, table: PartyTable, contract: Contract, margins: F64, curve: Calibration | None) -> None:
+    beside = {} if curve is None else {"calibrated": curve.of(margins[0])}
+    _write_csv(path, {"id": table.ids, **_predictions(contract, margins), **beside})
 
 
 def _write_held_out(path: Path, table: PartyTable, contract: Contract, fold: Any, joint: F64, alone: F64) -> None:

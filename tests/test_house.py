@@ -57,6 +57,8 @@ ONLY_IN = {
     "rbcl": {"fedlearn/crypto/ristretto.py"},
     "duckdb": {"fedlearn/data/table.py"},
     "psycopg": {"fedlearn/data/postgres.py", "fedlearn/service/remote.py"},
+    "grpc_reflection": {"fedlearn/service/rpc.py"},
+    "opentelemetry": {"fedlearn/service/tracing.py"},
     "psycopg_pool": {"fedlearn/service/remote.py"},
     "redis": {"fedlearn/service/remote.py"},
     "pickle": set(),

@@ -147,6 +147,7 @@ def test_the_scores_of_batch_a_decision_and_two_logs_that_agree(pair: Pair, runn
             reply = ask(client, applicant)
             assert reply.margin == pytest.approx(float(known[applicant]["log_odds"]), abs=1e-12)
             assert reply.probability == pytest.approx(float(known[applicant]["probability"]), abs=1e-12)
+            assert reply.calibrated == pytest.approx(float(known[applicant]["calibrated"]), abs=1e-12)
             low = reply.probability <= 0.3
             assert reply.decision == ("approve" if low else "refer" if reply.probability <= 0.6 else "decline")
             assert not reply.fallback

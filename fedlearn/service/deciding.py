@@ -172,8 +172,10 @@ class Deciding:
         reply = pb.ScoreReply(
             request_id=request.request_id, model=model.entry.label, probability=outcome.mean, margin=outcome.margin,
             score=outcome.score, reasons=outcome.reasons, fallback=bool(reason), fallback_reason=reason,
+            calibrated=outcome.calibrated,
         )  # fmt: skip
-        value = outcome.score if self._service.measure == "score" and outcome.score is not None else outcome.mean
+        chosen = {"score": outcome.score, "calibrated": outcome.calibrated}.get(self._service.measure)
+        value = outcome.mean if chosen is None else chosen
         for band in self._service.bands:
             if band.up_to is None or value <= band.up_to:
                 reply.band, reply.decision = band.name, band.decision

@@ -19,7 +19,8 @@ from fedlearn.service.deciding import Deciding
 from fedlearn.service.registry import open_registry
 from fedlearn.service.rpc import Client, Server, stamp
 from fedlearn.service.scorer import active_scorer, passive_scorer
-from fedlearn.service.store import open_store
+from fedlearn.service.store import Features, open_store
+from fedlearn.service.tracing import TracedStore, Tracer
 from fedlearn.service.web import Web, scoring, status_page, tls_context
 
 Answer = Callable[[str, bytes], bytes]
@@ -40,28 +41,33 @@ def serve(party: PartyFile, stop: threading.Event) -> None:
     if role == "active" and contract.label.offset is not None:
         features[contract.label.offset] = "number"
     names, scorer = list(features), active_scorer if role == "active" else passive_scorer
-    store = open_store(service.store, contract.align.key, features)
+    tracer = Tracer(service.traces, party.party)
+    store: Features = open_store(service.store, contract.align.key, features)
+    if service.traces is not None:
+        store = TracedStore(store, tracer)
     models = Models(registry, contract, party.party, lambda share: scorer(share, names, contract))
     models.refresh()
     metrics = Metrics()
     with ExitStack() as stack:
+        stack.callback(tracer.close)
         stack.callback(store.close)
         audit = AuditLog(service.audit, party.party, party.tls.key)
         stack.callback(audit.close)
         client = None
         if role == "active":
-            client = Client(str(service.peer), party.tls, party.party, contract.passive.name, "Part")
+            client = Client(str(service.peer), party.tls, party.party, contract.passive.name, "Part", tracer)
             stack.callback(client.close)
             answer: Answer = Deciding(contract, service, models, store, audit, client, metrics).answer
         else:
             answer = Answering(contract, party.party, service, models, store, audit).answer
         answer = _counted(answer, metrics)
         method = "Score" if role == "active" else "Part"
-        server = Server(service.listen, party.tls, party.party, method, answer, service.workers)
+        callers = tuple(service.callers) if role == "active" else (contract.active.name,)
+        server = Server(service.listen, party.tls, party.party, method, answer, service.workers, callers, tracer)
         context = None
         if service.http is not None:
             context = tls_context(party.tls, party.party)
-            stack.callback(Web(service.http, scoring(answer), context).close)
+            stack.callback(Web(service.http, scoring(answer, tracer), context).close)
         if service.status is not None:
             page = status_page(lambda: server.serving and bool(models.served), lambda: metrics.text(models))
             stack.callback(Web(service.status, page, None).close)

@@ -45,12 +45,16 @@ class Part:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What the active side makes of both parts: the mean (a probability), the margin, points and reason codes."""
+    """What the active side makes of both parts: the mean (a probability), the margin, points and reason codes.
+
+    ``calibrated`` is the probability that held on held-out rows; None where a model was trained without them.
+    """
 
     mean: float
     margin: float
     score: float | None = None
     reasons: tuple[str, ...] = ()
+    calibrated: float | None = None
 
 
 class TreesPassive:
@@ -82,7 +86,7 @@ class TreesActive:
             raise BadConfig("models of several classes are scored by `predict` only")
         self.splits, self._forest = share.passive_splits, share.forest
         self._bins, self._first = _Bins(share.binning.features, names), np.zeros(1, np.int64)
-        self._mean = objective_of(contract.boost, 1).mean
+        self._mean, self._calibration = objective_of(contract.boost, 1).mean, share.calibration
         self.outcome((math.nan,) * len(names), Part(bytes(self.due)))  # compiles the kernel
 
     @property
@@ -94,7 +98,8 @@ class TreesActive:
         """Walk the trees. ``part.sides`` has :attr:`due` bytes."""
         sides = np.unpackbits(np.frombuffer(part.sides, np.uint8), count=self.splits, bitorder="little")
         margins = self._forest.margins(self._bins.codes(row)[:, None], sides[:, None], self._first)
-        return Outcome(float(self._mean(margins)[0, 0]), float(margins[0, 0]))
+        calibrated = None if self._calibration is None else float(self._calibration.of(margins[0])[0])
+        return Outcome(float(self._mean(margins)[0, 0]), float(margins[0, 0]), calibrated=calibrated)
 
     def codes(self, row: Row) -> list[int]:
         """The bin of each feature, for counts."""
