@@ -189,7 +189,7 @@ def channel(to: Side, name: str) -> Iterator[Any]:
 
 
 def test_reflection_is_for_callers(prepared: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(rpc, "_REFLECTING", 0.3)
+    monkeypatch.setattr(rpc, "_REFLECTING", 3.0)
     with side(prepared, "active", False) as active:
         with channel(active, "active") as open_channel:
             base = ProtoReflectionDescriptorDatabase(open_channel)

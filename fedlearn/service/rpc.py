@@ -138,7 +138,7 @@ class Server:
         """What grpcurl asks. A stream holds one of the threads that answer requests: hence the bounds."""
         if _caller(context) not in self._callers:
             _abort(context, Refusal("not-a-caller", "reflection answers those only who may ask for scores"))
-        if not self._reflecting.acquire(blocking=False):
+        if not self._reflecting.acquire(timeout=1.0):  # the one before may be about to end
             _abort(context, Refusal("too-many", "reflection answers one at a time"))
         timer = threading.Timer(_REFLECTING, context.cancel)
         timer.daemon = True
