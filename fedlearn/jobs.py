@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -20,9 +21,9 @@ from typing import Any, Literal
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
-from pyarrow import csv, feather
+from pyarrow import feather
 
-from fedlearn import jobs_glm
+from fedlearn import jobs_glm, jobs_score
 from fedlearn import prepared as tables
 from fedlearn.channel import Channel, Limits, simulate
 from fedlearn.channel.channel import Progress
@@ -40,7 +41,7 @@ from fedlearn.learner.objective import objective_of
 from fedlearn.models import calibration, checkpoint, linear, reference
 from fedlearn.models import share as shares
 from fedlearn.models.calibration import Calibration
-from fedlearn.protocols import align, align_cached, boost, disclose, handshake, matvec, regression, score
+from fedlearn.protocols import align, align_cached, boost, disclose, handshake, matvec, regression
 from fedlearn.protocols.align import Alignment
 from fedlearn.protocols.resume import Start
 from fedlearn.report import page
@@ -74,6 +75,7 @@ class Own:
         offset: float64 (n,), of the linear predictor of a regression; None without.
         warnings: what was odd about the table, though no reason to stop.
         tables: with method ``cached``, the passive side's table prepared ahead, or where the active side keeps it.
+        form: ``csv`` or ``parquet``: how scores are written.
     """
 
     party: str
@@ -90,6 +92,7 @@ class Own:
     warnings: tuple[str, ...] = ()
     key: Path | None = None
     tables: align_cached.Prepared | align_cached.Shelf | None = None
+    form: str = "csv"
 
     @property
     def model_id(self) -> bytes:
@@ -106,6 +109,7 @@ def prepare(
     out: Path | None = None,
     resume: bool = False,
     earlier: Path | None = None,
+    form: str = "csv",
 ) -> Own:
     """Check this side's contract, data, budget and output before anything is sent.
 
@@ -114,8 +118,9 @@ def prepare(
         job: what is to be done.
         model: for ``predict``, the folder of this side's share; ``<output>/model`` by default.
         out: where the result goes; ``<output>/<name of the result>`` by default.
-        resume: for ``train``, go on from the checkpoint beside ``out``.
+        resume: for ``train`` and ``predict``, go on from the checkpoint beside ``out``.
         earlier: for ``train``, the folder of this side's share of a model to go on from (warm start).
+        form: for ``predict``, ``csv`` or ``parquet``.
 
     Raises:
         OwnMistake, Refused: with the file, field or column.
@@ -135,7 +140,7 @@ def prepare(
     if contract.glm is not None:
         if resume or earlier is not None:
             raise NotInContract("a regression takes a few steps: it cannot be resumed or go on from an earlier model")
-        return _prepare_glm(party, contract, job, role, folder, model)
+        return replace(_prepare_glm(party, contract, job, role, folder, model), form=form)
     share = None
     if job == "predict":
         share = shares.load(model or party.output.folder / "model", contract, party.party)
@@ -151,9 +156,9 @@ def prepare(
     signing = party.tls.key if party.tls.key.exists() else None
     on_file = _alignment_on_file(party.output.folder / "alignment", contract, table, signing)
     shelved = _tables(party, contract, role, table)
-    own = Own(party.party, role, contract, table, folder, share, on_file, plan, key=signing, tables=shelved)
+    own = Own(party.party, role, contract, table, folder, share, on_file, plan, key=signing, tables=shelved, form=form)
     if job != "train":
-        return own
+        return _with_scoring_on_file(own, resume) if job == "predict" else own
     if earlier is not None:
         own = replace(own, earlier=_earlier_share(earlier, contract, party.party, role))
     if resume and contract.privacy is not None:
@@ -168,6 +173,17 @@ def prepare(
             f"{_checkpoint_folder(own)} holds training that has not ended: use --resume on both sides, or remove it"
         )
     return own
+
+
+def _with_scoring_on_file(own: Own, resume: bool) -> Own:
+    """With the alignment of a batch that broke off. Raises OutputExists when there is one and nobody asked for it."""
+    folder = _checkpoint_folder(own)
+    if not folder.exists():
+        return own
+    if not resume:
+        raise OutputExists(f"{folder} holds scoring that has not ended: use --resume on both sides, or remove it")
+    before = _alignment_on_file(folder, own.contract, own.table, own.key)
+    return own if before is None else replace(own, on_file=before)
 
 
 def _earlier_share(folder: Path, contract: Contract, party: str, role: str) -> shares.Share:
@@ -473,34 +489,47 @@ def _predict(channel: Channel, own: Own) -> Summary:
     alignment = _aligned(channel, own)
     with shares.staged(own.folder) as folder:
         facts: Summary = {}
+        scores = folder / f"scores.{own.form}"
         with channel.phase("score"):
             if isinstance(own.share, linear.LinearShare):
-                facts = _predict_glm(channel, own, own.share, alignment, folder)
+                facts = _predict_glm(channel, own, own.share, alignment, scores)
             elif isinstance(own.share, shares.ActiveShare):
                 rows, position = own_order(alignment)
                 table = own.table.take(rows)
                 bins = own.share.binning.transform(table)
-                margins = score.score_active(
-                    channel, own.share.forest, own.share.passive_splits, bins, position, alignment.size
-                )
-                _write_scores(folder / "scores.csv", table, own.contract, margins, own.share.calibration)
+                pieces = _pieces(own, alignment, own.share.model_id)
+                margins = jobs_score.score_active(channel, own.share, bins, position, alignment.size, pieces)
+                facts |= {"pieces": pieces.count, "pieces_from_before": pieces.done}
+                _write_scores(scores, table, own.contract, margins, own.share.calibration)
                 facts["rows_scored"] = margins.shape[1]
             elif isinstance(own.share, shares.PassiveShare):
                 bins = own.share.binning.transform(own.table.take(alignment.rows))
-                score.score_passive(channel, own.share.feature, own.share.masks, bins)
+                jobs_score.score_passive(channel, own.share, bins, _pieces(own, alignment, own.share.model_id))
         summary = _summary(channel, own, "predict") | _alignment_facts(alignment, own.contract) | facts
         handshake.part(channel)
         _write_run(folder, summary)
+    shutil.rmtree(_checkpoint_folder(own), ignore_errors=True)
     return summary
 
 
-def _predict_glm(channel: Channel, own: Own, share: linear.LinearShare, alignment: Alignment, folder: Path) -> Summary:
+def _pieces(own: Own, alignment: Alignment, model_id: bytes) -> jobs_score.Pieces:
+    """What was scored before, of this alignment, model and table."""
+    table = own.table.fingerprint().hex()
+    binding = {"alignment": alignment.id.hex(), "model": model_id.hex(), "table": table}
+
+    def keep(folder: Path) -> None:
+        _save_alignment(folder, alignment, own)
+
+    return jobs_score.Pieces(_checkpoint_folder(own), binding, alignment.size, keep)
+
+
+def _predict_glm(channel: Channel, own: Own, share: linear.LinearShare, alignment: Alignment, path: Path) -> Summary:
     if share.role == "passive":
         return jobs_glm.predict_passive(channel, own.contract, share, own.table.take(alignment.rows))
     rows, position = own_order(alignment)
     offset = None if own.offset is None else own.offset[rows]
     facts = jobs_glm.predict_active(
-        channel, own.contract, share, own.table.take(rows), offset, position, alignment.size, folder / "scores.csv"
+        channel, own.contract, share, own.table.take(rows), offset, position, alignment.size, path
     )
     return facts | {"warnings": [*own.warnings, *facts["warnings"]]}
 
@@ -716,16 +745,11 @@ def _predictions(contract: Contract, margins: F64) -> dict[str, F64]:
 
 def _write_scores(path: Path, table: PartyTable, contract: Contract, margins: F64, curve: Calibration | None) -> None:
     beside = {} if curve is None else {"calibrated": curve.of(margins[0])}
-    _write_csv(path, {"id": table.ids, **_predictions(contract, margins), **beside})
+    jobs_score.write_table(path, {"id": table.ids, **_predictions(contract, margins), **beside})
 
 
 def _write_held_out(path: Path, table: PartyTable, contract: Contract, fold: Any, joint: F64, alone: F64) -> None:
     columns: dict[str, Any] = {"id": table.ids.to_pylist(), "fold": fold, "label": table.label}
     for suffix, margins in (("joint", joint), ("alone", alone)):
         columns |= {f"{name}_{suffix}": values for name, values in _predictions(contract, margins).items()}
-    _write_csv(path, columns)
-
-
-def _write_csv(path: Path, columns: dict[str, Any]) -> None:
-    """Numbers are written so that they read back exactly."""
-    csv.write_csv(pa.table({name: pa.array(values) for name, values in columns.items()}), path)
+    jobs_score.write_table(path, columns)

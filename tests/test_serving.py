@@ -49,7 +49,7 @@ def keyring(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def pair(tmp_path_factory: pytest.TempPathFactory, keyring: Path) -> Pair:
     """Trees, with a fallback under the name ``alone`` that the bank's file does not yet name."""
-    made = serving_pair(tmp_path_factory.mktemp("serving"), keyring)
+    made = serving_pair(tmp_path_factory.mktemp("serving"), keyring, folds=2)
     train(made)
     promote(made)
     assert command(made, "bank", "train-alone", "--json") == 0

@@ -149,24 +149,24 @@ def _cpu_seconds(pid: int) -> float:
 def _prepare(folder: Path, setting: Setting) -> dict[str, Path]:
     """Keys, tables, contract, party files, shares and registries of both parties; returns the party files."""
     keys.create_authority(folder / "authority", "bench authority")
-    sides = {party: Side(name=party, features=dict.fromkeys(_names(party), "number")) for party in PARTIES}
+    sides = {party: Side(name=party, features=dict.fromkeys(names(party), "number")) for party in PARTIES}
     contract = Contract(
         name="bench", purpose="measure online scoring", expires=date(2999, 12, 31), active=sides["active"],
         passive=sides["passive"], label=Label(column="label"), align=Align(key=Key(column="id", normalise="digits")),
         boost=Boost(trees=setting.trees, depth=setting.depth, bins=_BINS), serving=Serving(purposes=("bench",)),
     )  # fmt: skip
     draws = np.random.default_rng(1)
-    shares = _shares(setting, draws)
+    halves = shares(setting, draws)
     listen = {party: f"127.0.0.1:{free_port()}" for party in PARTIES}
     files = {}
     for party in PARTIES:
         tls = keys.issue(folder / "authority", folder / party, party)
-        columns: dict[str, Any] = {name: draws.random(_ROWS) for name in _names(party)}
+        columns: dict[str, Any] = {name: draws.random(_ROWS) for name in names(party)}
         table = pa.table({"id": [f"{n:09d}" for n in range(_ROWS)], **columns})
         parquet.write_table(table, folder / party / "table.parquet")
         files[party] = _write_party(folder / party, party, contract, tls, listen)
         (folder / party / "share").mkdir()
-        trees.save(shares[party], folder / party / "share", contract, party)
+        trees.save(halves[party], folder / party / "share", contract, party)
         registry, _ = open_registry(load_party(files[party]))
         entry = registry.add(folder / party / "share", "model", contract, party)
         registry.promote("model", entry.facts["version"])
@@ -188,11 +188,12 @@ def _write_party(folder: Path, party: str, contract: Contract, tls: Tls, listen:
     return folder / "party.toml"
 
 
-def _names(party: str) -> list[str]:
+def names(party: str) -> list[str]:
+    """A side's features."""
     return [f"{party}{k}" for k in range(_FEATURES)]
 
 
-def _shares(setting: Setting, draws: np.random.Generator) -> dict[str, trees.Share]:
+def shares(setting: Setting, draws: np.random.Generator) -> dict[str, trees.Share]:
     """Complete trees; a split goes left below a random bin of a random feature of either side."""
     inner, nodes = 2**setting.depth - 1, 2 ** (setting.depth + 1) - 1
     at = np.arange(nodes)
@@ -219,4 +220,4 @@ def _shares(setting: Setting, draws: np.random.Generator) -> dict[str, trees.Sha
 
 def _binning(party: str) -> Binning:
     edges = np.arange(1, _BINS) / _BINS
-    return Binning(tuple(FeatureBins(name, "number", edges) for name in _names(party)))
+    return Binning(tuple(FeatureBins(name, "number", edges) for name in names(party)))

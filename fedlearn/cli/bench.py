@@ -215,6 +215,22 @@ def _show(title: str, result: dict[str, Any], as_json: bool) -> None:
 
 
 @app.command()
+def predict(
+    rows: Annotated[int, typer.Option(min=10, help="rows of either side, all shared")] = 1_000_000,
+    trees: Annotated[int, typer.Option(min=1, help="trees of the model")] = 100,
+    depth: Annotated[int, typer.Option(min=1, max=12, help="their depth")] = 5,
+    as_json: Json = False,
+) -> None:
+    """Batch scoring from Parquet to Parquet, alignment included, both parties as processes over mutual TLS.
+
+    Example: fedlearn bench predict --rows 1000000 --trees 100 --json
+    """
+    from fedlearn.bench import predict as bench
+
+    _show("batch scoring", bench.measure(bench.Setting(rows, trees, depth)), as_json)
+
+
+@app.command()
 def serve(
     mode: Annotated[str, typer.Option(help="plain")] = "plain",
     rate: Annotated[float, typer.Option(min=1, help="requests a second")] = 100.0,
