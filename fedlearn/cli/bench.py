@@ -233,6 +233,7 @@ def predict(
 @app.command()
 def serve(
     mode: Annotated[str, typer.Option(help="plain")] = "plain",
+    model: Annotated[str, typer.Option(help="trees, or scorecard of 30 features")] = "trees",
     rate: Annotated[float, typer.Option(min=1, help="requests a second")] = 100.0,
     seconds: Annotated[float, typer.Option(min=0.1, help="how long")] = 10.0,
     trees: Annotated[int, typer.Option(min=1, help="trees of the model")] = 100,
@@ -248,4 +249,6 @@ def serve(
 
     if mode != "plain":
         raise OwnMistake(f"--mode {mode} is not plain, the only mode there is")
-    _show("online scoring", bench.measure(bench.Setting(rate, seconds, trees, depth)), as_json)
+    if model not in ("trees", "scorecard"):
+        raise OwnMistake(f"--model {model} is not trees or scorecard")
+    _show("online scoring", bench.measure(bench.Setting(rate, seconds, trees, depth, model)), as_json)
