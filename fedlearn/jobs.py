@@ -504,7 +504,9 @@ def _predict(channel: Channel, own: Own) -> Summary:
                 facts["rows_scored"] = margins.shape[1]
             elif isinstance(own.share, shares.PassiveShare):
                 bins = own.share.binning.transform(own.table.take(alignment.rows))
-                jobs_score.score_passive(channel, own.share, bins, _pieces(own, alignment, own.share.model_id))
+                pieces = _pieces(own, alignment, own.share.model_id)
+                before = jobs_score.score_passive(channel, own.share, bins, pieces)
+                facts |= {"pieces": pieces.count, "pieces_from_before": before}
         summary = _summary(channel, own, "predict") | _alignment_facts(alignment, own.contract) | facts
         handshake.part(channel)
         _write_run(folder, summary)

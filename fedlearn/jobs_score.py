@@ -124,13 +124,18 @@ def score_active(
     return out
 
 
-def score_passive(channel: Channel, share: PassiveShare, bins: NDArray[np.uint8], pieces: Pieces) -> None:
-    """Serve one batch: bins uint8 (F, n) of the aligned rows, in the shared order."""
-    universe = bins.shape[1]
-    for k in range(score.begin_passive(channel, pieces.count), pieces.count):
+def score_passive(channel: Channel, share: PassiveShare, bins: NDArray[np.uint8], pieces: Pieces) -> int:
+    """Serve one batch: bins uint8 (F, n) of the aligned rows, in the shared order.
+
+    Returns:
+        how many pieces the active side has from before; this session's ledger does not count them again.
+    """
+    universe, before = bins.shape[1], score.begin_passive(channel, pieces.count)
+    for k in range(before, pieces.count):
         part = slice(k * PIECE_ROWS, min((k + 1) * PIECE_ROWS, universe))
         score.score_passive(channel, share.feature, share.masks, bins[:, part])
         channel.progress(part.stop, universe, "rows")
+    return before
 
 
 def write_table(path: Path, columns: dict[str, Any]) -> None:

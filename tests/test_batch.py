@@ -80,7 +80,8 @@ def test_a_batch_goes_on_after_a_crash(pair: Pair, monkeypatch: pytest.MonkeyPat
     with pytest.raises(OutputExists, match="--resume"):
         predict(pair, "broken")
     found = predict(pair, "broken", resume=True)
-    assert found["pieces_from_before"] == 2
+    passive = json.loads((pair.output("platform") / "broken" / "run.json").read_text())
+    assert found["pieces_from_before"] == passive["pieces_from_before"] == 2
     assert scores(pair, "broken") == scores(pair, "predictions")
     assert not (pair.output("bank") / "broken.checkpoint").exists()
     assert not (pair.output("platform") / "broken.checkpoint").exists()

@@ -157,11 +157,12 @@ def test_the_scores_of_batch_a_decision_and_two_logs_that_agree(pair: Pair, runn
         fresh = ssl.PEM_cert_to_DER_cert(load_party(pair.party_file("platform")).tls.certificate.read_text())
         wait_for(lambda: certificate_of(pair, "platform") == fresh)
         ask(client, shared_applicants(pair)[0])
-    page = pair.settings["platform"]["service"]["status"]
-    with urllib.request.urlopen(f"http://{page}/metrics") as answer:
-        text = answer.read().decode()
-    assert 'fedlearn_requests_total{status="ok"} ' in text
-    assert 'fedlearn_stability_index{model="model-1",of="feature:spend"}' in text
+    for party, parts in {"platform": ["feature:spend"], "bank": ["feature:income", "score"]}.items():
+        with urllib.request.urlopen(f"http://{pair.settings[party]['service']['status']}/metrics") as answer:
+            text = answer.read().decode()
+        assert 'fedlearn_requests_total{status="ok"} ' in text
+        for part in parts:
+            assert f'fedlearn_stability_index{{model="model-1",of="{part}"}}' in text
     for process in running.values():
         process.signal(signal.SIGTERM)
         assert process.wait().code == 0
