@@ -13,6 +13,7 @@ _FILES = {
     "held_out.csv": "scores of held-out customers, joint and alone, with outcomes: personal data",
     "fitted.csv": "scores of the training customers, joint and alone, with outcomes: personal data",
     "scores.csv": "scores of the customers asked for: personal data",
+    "scores.parquet": "the same as Parquet: personal data",
     "scorecard.json": "this side's points, for other programs",
     "rows.arrow": "which own rows are shared: personal data",
     "alignment.json": "which alignment this is",
