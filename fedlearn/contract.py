@@ -718,11 +718,30 @@ class Output(_Strict):
 
 
 class Store(_Strict):
-    """Where online features come from: a table in memory (CSV or Parquet), or SQLite by the normalised key."""
+    """Where online features come from, by the key as the contract normalises it.
 
-    kind: Literal["table", "sqlite"] = "table"
-    path: Path
-    table: Name = Field("features", description="of the SQLite database; its key column holds normalised keys")
+    ``table``: a CSV or Parquet file, in memory. ``sqlite``: a file. ``postgres`` and ``redis``: a server, by its URL;
+    the password may stand in the URL, or for PostgreSQL better in libpq's own password file.
+    """
+
+    kind: Literal["table", "sqlite", "postgres", "redis"] = "table"
+    path: Path | None = Field(None, description="of a table or an SQLite file")
+    url: SecretStr | None = Field(
+        None, description="for instance postgresql://user@host/database, or rediss://:password@host:6379/0"
+    )
+    table: Name = Field(
+        "features",
+        description="of the database; its key column holds normalised keys. Of Redis: the hash at table:key",
+    )
+    timeout_ms: int = Field(50, ge=1, le=60_000, description="for an answer of the server, and for a free connection")
+    connections: int = Field(16, ge=1, le=256, description="to the server, at most")
+
+    @model_validator(mode="after")
+    def _one_place(self) -> Store:
+        remote = self.kind in ("postgres", "redis")
+        if remote != (self.url is not None) or remote == (self.path is not None):
+            raise ValueError(f"kind {self.kind} needs {'url, and no path' if remote else 'path, and no url'}")
+        return self
 
 
 class Caller(_Strict):
@@ -738,6 +757,14 @@ class Band(_Strict):
     name: Name
     decision: Name
     up_to: float | None = None
+
+
+class Traces(_Strict):
+    """Where this side's OpenTelemetry spans go (OTLP over HTTP): times and statuses, nothing of applicants."""
+
+    url: str = Field(description="the collector's, for instance http://127.0.0.1:4318/v1/traces")
+    share: float = Field(1.0, gt=0, le=1, description="share of requests that are traced")
+    to_peer: bool = Field(False, description="tell the other party the trace's ID, so that both sides' spans join up")
 
 
 class Service(_Strict):
@@ -757,7 +784,10 @@ class Service(_Strict):
     workers: int = Field(16, ge=1, le=256, description="requests under way at once; seven times as many may wait")
     most_missing: float = Field(0.5, ge=0, le=1, description="largest share of missing features that is scored")
     challenger_share: float = Field(0.0, ge=0, le=1, description="share of applicants scored by the challenger")
-    measure: Literal["probability", "score"] = Field("probability", description="what bands are about")
+    traces: Traces | None = None
+    measure: Literal["probability", "calibrated", "score"] = Field(
+        "probability", description="what bands are about; the probability where a model has no other"
+    )
     bands: tuple[Band, ...] = ()
 
     @field_validator("listen", "http", "status", "peer")
@@ -826,7 +856,7 @@ def load_party(path: Path, overrides: dict[str, Any] | None = None) -> PartyFile
     tls = {name: placed(given) for name, given in party.tls}
     service = party.service
     if service is not None:
-        store = service.store.model_copy(update={"path": placed(service.store.path)})
+        store = service.store.model_copy(update={"path": service.store.path and placed(service.store.path)})
         places = {"registry": placed(service.registry), "audit": placed(service.audit), "store": store}
         service = service.model_copy(update=places)
     return party.model_copy(

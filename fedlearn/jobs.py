@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -22,7 +23,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 from pyarrow import feather
 
-from fedlearn import jobs_glm, jobs_kmeans, samples
+from fedlearn import jobs_glm, jobs_kmeans, jobs_score, samples
 from fedlearn import prepared as tables
 from fedlearn.channel import Channel, Limits, simulate
 from fedlearn.channel.channel import Progress
@@ -36,9 +37,10 @@ from fedlearn.keys import check_own, is_signed, key_fingerprint, sign
 from fedlearn.learner import booster
 from fedlearn.learner.booster import Rows
 from fedlearn.learner.grower import Features
-from fedlearn.models import checkpoint, cluster, linear, reference
+from fedlearn.models import calibration, checkpoint, cluster, linear, reference
 from fedlearn.models import plan as plans
 from fedlearn.models import share as shares
+from fedlearn.models.calibration import Calibration
 from fedlearn.protocols import (
     align,
     align_cached,
@@ -48,7 +50,6 @@ from fedlearn.protocols import (
     kmeans,
     matvec,
     regression,
-    score,
     screen,
     statistics,
 )
@@ -87,6 +88,7 @@ class Own:
         period: int8 (n,), of the active side's rows (:mod:`fedlearn.data.periods`), for ``statistics``, and for
             ``check`` and ``train`` where the contract has [out_of_time]; None without.
         plan_id: of the plan of columns that training goes by; ``contract`` then has these columns only.
+        form: ``csv`` or ``parquet``: how scores are written.
     """
 
     party: str
@@ -105,6 +107,7 @@ class Own:
     tables: align_cached.Prepared | align_cached.Shelf | None = None
     period: NDArray[np.int8] | None = None
     plan_id: bytes = b""
+    form: str = "csv"
 
     @property
     def model_id(self) -> bytes:
@@ -122,6 +125,7 @@ def prepare(
     resume: bool = False,
     earlier: Path | None = None,
     plan: Path | None = None,
+    form: str = "csv",
 ) -> Own:
     """Check this side's contract, data, budget and output before anything is sent.
 
@@ -130,9 +134,10 @@ def prepare(
         job: what is to be done.
         model: for ``predict``, the folder of this side's share; ``<output>/model`` by default.
         out: where the result goes; ``<output>/<name of the result>`` by default.
-        resume: for ``train``, go on from the checkpoint beside ``out``.
+        resume: for ``train`` and ``predict``, go on from the checkpoint beside ``out``.
         earlier: for ``train``, the folder of this side's share of a model to go on from (warm start).
         plan: for ``train``, the folder of ``statistics`` whose plan of columns to keep to.
+        form: for ``predict``, ``csv`` or ``parquet``.
 
     Raises:
         OwnMistake, Refused: with the file, field or column.
@@ -154,7 +159,7 @@ def prepare(
         return _prepare_statistics(party, contract, role, folder)
     if plan is not None:
         return _prepare_planned(party, contract, role, plan, out, resume, earlier)
-    return _prepare_job(party, contract, job, role, folder, model, resume, earlier)
+    return replace(_prepare_job(party, contract, job, role, folder, model, resume, earlier), form=form)
 
 
 def _prepare_statistics(party: PartyFile, contract: Contract, role: str, folder: Path) -> Own:
@@ -211,7 +216,7 @@ def _prepare_job(
         warnings=_period_warnings(contract, period),
     )  # fmt: skip
     if job != "train":
-        return own
+        return _with_scoring_on_file(own, resume) if job == "predict" else own
     if earlier is not None:
         own = replace(own, earlier=_earlier_share(earlier, contract, party.party, role))
     if resume:
@@ -259,6 +264,17 @@ def _check_resumable(contract: Contract) -> None:
         raise NotInContract(
             "training under [privacy] cannot be resumed: answers given again would spend its epsilon again; train anew"
         )
+
+
+def _with_scoring_on_file(own: Own, resume: bool) -> Own:
+    """With the alignment of a batch that broke off. Raises OutputExists when there is one and nobody asked for it."""
+    folder = _checkpoint_folder(own)
+    if not folder.exists():
+        return own
+    if not resume:
+        raise OutputExists(f"{folder} holds scoring that has not ended: use --resume on both sides, or remove it")
+    before = _alignment_on_file(folder, own.contract, own.table, own.key)
+    return own if before is None else replace(own, on_file=before)
 
 
 def _earlier_share(folder: Path, contract: Contract, party: str, role: str) -> shares.Share:
@@ -567,7 +583,10 @@ def _train_active(
     if contract.disclosure.model:
         told = disclose.receive(channel, contract, forest, result.features, result.names)
         disclosed = share_of(told, contract, result.model_id)
-    share = shares.ActiveShare(result.model_id, binning, forest, len(forest.passive_splits), result.names, disclosed)
+    curve = calibrated(contract, rows, result.held_out)
+    share = shares.ActiveShare(
+        result.model_id, binning, forest, len(forest.passive_splits), result.names, disclosed, curve
+    )
     shares.save(share, folder, contract, own.party)
     reference.save(folder, binning, rows.bins[:, rows.training], result.fit.margins[0][rows.training])
     opaque = tuple(f"{contract.passive.name}#{k}" for k in range(len(result.features.sizes)))
@@ -581,6 +600,8 @@ def _train_active(
         "mean_label": float(rows.label[rows.training].mean()),
         "warnings": list(own.warnings),
     }
+    if curve is not None:
+        facts["calibration"] = curve.method
     if settings.folds or settings.validation or later is not None:
         with channel.phase("alone"):
             alone = samples.Judged(*boost.cross_validate(contract, rows, None))
@@ -657,47 +678,62 @@ def _predict(channel: Channel, own: Own) -> Summary:
     alignment = _aligned(channel, own)
     with shares.staged(own.folder) as folder:
         facts: Summary = {}
+        scores = folder / f"scores.{own.form}"
         with channel.phase("score"):
             if isinstance(own.share, linear.LinearShare):
-                facts = _predict_glm(channel, own, own.share, alignment, folder)
+                facts = _predict_glm(channel, own, own.share, alignment, scores)
             elif isinstance(own.share, cluster.ClusterShare):
-                facts = _predict_kmeans(channel, own, own.share, alignment, folder)
+                facts = _predict_kmeans(channel, own, own.share, alignment, scores)
             elif isinstance(own.share, shares.ActiveShare):
                 rows, position = own_order(alignment)
                 table = own.table.take(rows)
                 bins = own.share.binning.transform(table)
-                margins = score.score_active(
-                    channel, own.share.forest, own.share.passive_splits, bins, position, alignment.size
-                )
-                _write_scores(folder / "scores.csv", table, own.contract, margins)
+                pieces = _pieces(own, alignment, own.share.model_id)
+                margins = jobs_score.score_active(channel, own.share, bins, position, alignment.size, pieces)
+                facts |= {"pieces": pieces.count, "pieces_from_before": pieces.done}
+                _write_scores(scores, table, own.contract, margins, own.share.calibration)
                 facts["rows_scored"] = margins.shape[1]
             elif isinstance(own.share, shares.PassiveShare):
                 bins = own.share.binning.transform(own.table.take(alignment.rows))
-                score.score_passive(channel, own.share.feature, own.share.masks, bins)
+                pieces = _pieces(own, alignment, own.share.model_id)
+                before = jobs_score.score_passive(channel, own.share, bins, pieces)
+                facts |= {"pieces": pieces.count, "pieces_from_before": before}
         summary = _summary(channel, own, "predict") | _alignment_facts(alignment, own.contract) | facts
         handshake.part(channel)
         _write_run(folder, summary)
+    shutil.rmtree(_checkpoint_folder(own), ignore_errors=True)
     return summary
 
 
-def _predict_glm(channel: Channel, own: Own, share: linear.LinearShare, alignment: Alignment, folder: Path) -> Summary:
+def _pieces(own: Own, alignment: Alignment, model_id: bytes) -> jobs_score.Pieces:
+    """What was scored before, of this alignment, model and table."""
+    table = own.table.fingerprint().hex()
+    binding = {"alignment": alignment.id.hex(), "model": model_id.hex(), "table": table}
+
+    def keep(folder: Path) -> None:
+        _save_alignment(folder, alignment, own)
+
+    return jobs_score.Pieces(_checkpoint_folder(own), binding, alignment.size, keep)
+
+
+def _predict_glm(channel: Channel, own: Own, share: linear.LinearShare, alignment: Alignment, path: Path) -> Summary:
     if share.role == "passive":
         return jobs_glm.predict_passive(channel, own.contract, share, own.table.take(alignment.rows))
     rows, position = own_order(alignment)
     offset = None if own.offset is None else own.offset[rows]
     facts = jobs_glm.predict_active(
-        channel, own.contract, share, own.table.take(rows), offset, position, alignment.size, folder / "scores.csv"
+        channel, own.contract, share, own.table.take(rows), offset, position, alignment.size, path
     )
     return facts | {"warnings": [*own.warnings, *facts["warnings"]]}
 
 
 def _predict_kmeans(
-    channel: Channel, own: Own, share: cluster.ClusterShare, alignment: Alignment, folder: Path
+    channel: Channel, own: Own, share: cluster.ClusterShare, alignment: Alignment, path: Path
 ) -> Summary:
     if share.role == "passive":
         return jobs_kmeans.predict_passive(channel, own.contract, share, own.table.take(alignment.rows))
     rows, position = own_order(alignment)
-    table, path = own.table.take(rows), folder / "scores.csv"
+    table = own.table.take(rows)
     return jobs_kmeans.predict_active(channel, own.contract, share, table, position, alignment.size, path)
 
 
@@ -854,6 +890,14 @@ def rows_of(table: PartyTable, binning: Binning, contract: Contract) -> Rows:
     return Rows(binning.transform(table), features, label, weight, classes, more, contract.also if table.more else ())
 
 
+def calibrated(contract: Contract, rows: Rows, held_out: F64) -> Calibration | None:
+    """The curve of held-out margins float64 (K, m); None without folds, or where labels are not of two kinds."""
+    if contract.boost.objective != "logistic" or not contract.boost.folds:
+        return None
+    judged = rows.training
+    return calibration.fit(held_out[0][judged], rows.label[judged], rows.weight[judged])
+
+
 def _summary(channel: Channel, own: Own, job: Job) -> Summary:
     return {
         "job": job,
@@ -900,5 +944,6 @@ def _write_run(folder: Path, summary: Summary) -> None:
     (folder / "run.json").write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
 
 
-def _write_scores(path: Path, table: PartyTable, contract: Contract, margins: F64) -> None:
-    samples.write_csv(path, {"id": table.ids, **samples.predictions(contract, margins)})
+def _write_scores(path: Path, table: PartyTable, contract: Contract, margins: F64, curve: Calibration | None) -> None:
+    beside = {} if curve is None else {"calibrated": curve.of(margins[0])}
+    jobs_score.write_table(path, {"id": table.ids, **samples.predictions(contract, margins), **beside})

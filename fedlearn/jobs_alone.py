@@ -16,7 +16,7 @@ from fedlearn import jobs_glm, samples
 from fedlearn.contract import PartyFile, load_contract
 from fedlearn.data import fit_binning, load_table
 from fedlearn.errors import NotInContract
-from fedlearn.jobs import rows_of
+from fedlearn.jobs import calibrated, rows_of
 from fedlearn.models import linear, reference
 from fedlearn.models import share as trees
 from fedlearn.protocols import boost
@@ -50,7 +50,10 @@ def train_alone(party: PartyFile, out: Path) -> dict[str, Any]:
             binning = fit_binning(table, contract.boost.bins, features)
             rows = rows_of(table, binning, contract)
             _, held_out, fit = boost.cross_validate(contract, rows, None)
-            trees.save(trees.ActiveShare(model_id, binning, fit.forest, 0), folder, contract, party.party)
+            curve = calibrated(contract, rows, held_out)
+            trees.save(
+                trees.ActiveShare(model_id, binning, fit.forest, 0, calibration=curve), folder, contract, party.party
+            )
             reference.save(folder, binning, rows.bins, fit.margins[0])
             margins = held_out if contract.boost.folds else fit.margins
             facts |= {"rows": table.rows, "trees": fit.forest.trees}

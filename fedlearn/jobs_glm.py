@@ -9,15 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 from numpy.typing import NDArray
-from pyarrow import csv
 
 from fedlearn.channel import Channel
 from fedlearn.contract import Contract, Data, Glm, Kind, Side
 from fedlearn.data import PartyTable, load_table, periods
 from fedlearn.data.design import Codes, Column, Design, Evidence, fit_codes, fit_design
 from fedlearn.errors import BadLabel, ColumnMissing, OverBudget
+from fedlearn.jobs_score import write_table
 from fedlearn.learner import glm as learner
 from fedlearn.learner.select import redundant
 from fedlearn.learner.woe import Groups, merge, stability
@@ -472,14 +471,14 @@ def predict_active(
     eta = share.scores(table) + theirs[position] + (0.0 if offset is None else offset)
     glm = settings_of(contract)
     mean = learner.family_of(glm).mean(eta)
-    columns: dict[str, Any] = {"id": table.ids.to_pylist()}
+    columns: dict[str, Any] = {"id": table.ids}
     columns |= {"probability": mean, "log_odds": eta} if glm.family == "logistic" else {"prediction": mean}
     if card is not None:
         factor = card.pdo / np.log(2)
         columns["score"] = card.base_score - factor * (np.log(card.base_odds) + eta)
         own = Points.of(share, card, contract.active)
         columns |= _reason_columns(own, table, codes, reasons, position)
-    csv.write_csv(pa.table({name: pa.array(values) for name, values in columns.items()}), path)
+    write_table(path, columns)
     facts: Summary = {"rows_scored": table.rows}
     if share.deciles is not None:
         now = np.bincount(np.searchsorted(share.deciles, eta), minlength=10)
@@ -534,7 +533,7 @@ def _write_fitted(path: Path, table: PartyTable, glm: Glm, joint: F64, alone: F6
         mean = learner.family_of(glm).mean(eta)
         own = {"probability": mean, "log_odds": eta} if glm.family == "logistic" else {"prediction": mean}
         columns |= {f"{name}_{suffix}": values for name, values in own.items()}
-    csv.write_csv(pa.table({name: pa.array(values) for name, values in columns.items()}), path)
+    write_table(path, columns)
 
 
 def save(share: LinearShare, folder: Path, contract: Contract, party: str, role: str, plan: list[Summary]) -> Summary:

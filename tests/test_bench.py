@@ -62,6 +62,20 @@ def test_serve_sealed() -> None:
 
 
 @pytest.mark.processes
+def test_serve_a_scorecard() -> None:
+    said = bench("serve", "--model", "scorecard", "--rate", "50", "--seconds", "1")
+    assert said["failed"] == 0
+    assert said["cpu_ms_load"] > 0
+
+
+@pytest.mark.processes
+def test_predict() -> None:
+    said = bench("predict", "--rows", "3000", "--trees", "5", "--depth", "3")
+    assert said["rows_written"] == 3000
+    assert set(said["phase_seconds"]) == {"align", "score"}
+
+
+@pytest.mark.processes
 def test_woe() -> None:
     said = bench("woe", "--rows", "3000", "--passive-features", "9", "--bins", "5")
     assert said["largest_difference_of_iv"] < 1e-4

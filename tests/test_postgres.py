@@ -1,15 +1,9 @@
 """Tables from PostgreSQL: a real server of Debian's packages, for the length of these tests."""
 
-import os
-import shutil
-import subprocess
-import tempfile
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import psycopg
 import pytest
 
 from fedlearn.cli.party import _overrides
@@ -17,69 +11,19 @@ from fedlearn.contract import Data, Key, load_party
 from fedlearn.data import PartyTable, load_table, postgres
 from fedlearn.errors import BadConfig, ColumnMissing, DuplicateIds, FedlearnError, FileMissing, NotFinite, OverBudget
 from tests.parties import make_pair
+from tests.servers import PASSWORD, Postgres, postgres_server
 
-PASSWORD = "hush-1734"  # noqa: S105
 FEATURES = {"income": "number", "work": "category"}
 
 
-def programs() -> Path | None:
-    """The folder of initdb and pg_ctl, newest version first."""
-    found = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"), key=lambda p: float(p.parts[-3]), reverse=True)
-    on_path = shutil.which("initdb")
-    return found[0].parent if found else Path(on_path).resolve().parent if on_path else None
-
-
-@dataclass(frozen=True)
-class Server:
-    folder: Path
-
-    def url(self, user: str = "tester", password: str = PASSWORD) -> str:
-        return f"postgresql://{user}:{password}@/postgres?host={self.folder}"
-
-    def run(self, *statements: str) -> None:
-        with psycopg.connect(self.url(), autocommit=True) as connection:
-            for statement in statements:
-                connection.execute(statement.encode())
+@pytest.fixture(scope="module")
+def server() -> Iterator[Postgres]:
+    with postgres_server() as running:
+        yield running
 
 
 @pytest.fixture(scope="module")
-def server() -> Iterator[Server]:
-    """Listens on a Unix socket only. The server refuses to run as root, so root starts it as another user."""
-    place = programs()
-    if place is None:
-        pytest.skip("tables from PostgreSQL are not tested: there is no initdb (Debian package postgresql)")
-    other = [name for name in ("postgres", "nobody") if _exists(name)][:1] if os.getuid() == 0 else []
-    user = ["runuser", "-u", other[0], "--"] if other else []
-    folder = Path(tempfile.mkdtemp(prefix="pg-"))  # pytest's own folders are closed to other users
-    try:
-        (folder / "password").write_text(PASSWORD)
-        if other:
-            shutil.chown(folder, other[0])
-            shutil.chown(folder / "password", other[0])
-
-        def run(*command: str) -> None:
-            subprocess.run([*user, *command], cwd=folder, check=True, stdout=subprocess.DEVNULL, timeout=120)
-
-        data, options = str(folder / "data"), f"-c listen_addresses= -c unix_socket_directories={folder} -c fsync=off"
-        run(
-            str(place / "initdb"), "-D", data, "-U", "tester", "-A", "scram-sha-256", "-E", "UTF8", "--no-sync",
-            f"--pwfile={folder / 'password'}",
-        )  # fmt: skip
-        run(str(place / "pg_ctl"), "-D", data, "-w", "-l", str(folder / "log"), "-o", options, "start")
-        try:
-            yield Server(folder)
-        finally:
-            run(str(place / "pg_ctl"), "-D", data, "-w", "-m", "immediate", "stop")
-    finally:
-        shutil.rmtree(folder)
-
-
-def _exists(user: str) -> bool:
-    return subprocess.run(["id", user], check=False, capture_output=True).returncode == 0
-
-
-@pytest.fixture(scope="module")
-def customers(server: Server) -> Server:
+def customers(server: Postgres) -> Postgres:
     server.run(
         "CREATE SEQUENCE numbers",
         "CREATE TABLE customers "
@@ -97,7 +41,7 @@ def table(url: str, query: str, features: dict[str, str] = FEATURES, rows: int =
     return load_table(data, Key(column="phone", normalise="digits"), features, None, rows)  # type: ignore[arg-type]
 
 
-def test_every_type_that_a_table_may_have(customers: Server) -> None:
+def test_every_type_that_a_table_may_have(customers: Postgres) -> None:
     kinds = {"income": "number", "debt": "number", "age": "number", "vip": "category", "born": "category"}
     read = table(customers.url(), "SELECT * FROM customers ORDER BY age;", kinds | {"work": "category"})
     assert read.ids.to_pylist() == ["0612345678", "0611111111", "0698765432"]
@@ -109,7 +53,7 @@ def test_every_type_that_a_table_may_have(customers: Server) -> None:
     assert read.columns["work"].to_pylist() == ["baker", "cook", None]
 
 
-def test_batches(customers: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_batches(customers: Postgres, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(postgres, "_BATCH", 700)
     query = "SELECT g AS phone, g / 2.0 AS income, CASE WHEN g > 1900 THEN 'w' || g % 3 END AS work FROM {} g"
     read = table(customers.url(), query.format("generate_series(1, 2000)"))
@@ -122,7 +66,7 @@ def test_batches(customers: Server, monkeypatch: pytest.MonkeyPatch) -> None:
         )  # streamed: this is quick
 
 
-def test_uuids(customers: Server) -> None:
+def test_uuids(customers: Postgres) -> None:
     data = Data.model_validate(
         {"url": customers.url(), "query": "SELECT '{A0EEBC99-9c0b4ef8-bb6d6bb9-bd380a11}'::uuid AS u, 1 AS x"}
     )
@@ -145,7 +89,7 @@ def test_uuids(customers: Server) -> None:
         "SELECT phone, ARRAY[1, 2] AS income, work FROM customers",
     ],
 )
-def test_queries_that_are_refused(customers: Server, query: str) -> None:
+def test_queries_that_are_refused(customers: Postgres, query: str) -> None:
     """Nothing is written, whatever the query says."""
     with pytest.raises((BadConfig, ColumnMissing), match="the query on PostgreSQL") as caught:
         table(customers.url(), query)
@@ -163,7 +107,7 @@ def test_queries_that_are_refused(customers: Server, query: str) -> None:
         ("SELECT phone, work, 'Infinity'::float8 AS income FROM customers", NotFinite),
     ],
 )
-def test_results_that_are_refused(customers: Server, query: str, error: type[FedlearnError]) -> None:
+def test_results_that_are_refused(customers: Postgres, query: str, error: type[FedlearnError]) -> None:
     with pytest.raises(error):
         table(customers.url(), query)
 
@@ -189,13 +133,13 @@ def test_connections_that_fail_do_not_tell_the_password(url: str, error: type[Fe
     assert PASSWORD not in repr(Data.model_validate({"url": url, "query": "SELECT 1"}))
 
 
-def test_a_wrong_password(customers: Server) -> None:
+def test_a_wrong_password(customers: Postgres) -> None:
     with pytest.raises(FileMissing, match=r'password authentication failed for user "tester"$') as caught:
         table(customers.url(password="guess-88"), "SELECT 1")  # noqa: S106
     assert "guess-88" not in str(caught.value)
 
 
-def test_the_party_file(customers: Server, tmp_path: Path) -> None:
+def test_the_party_file(customers: Postgres, tmp_path: Path) -> None:
     pair = make_pair(tmp_path, tmp_path)
     pair.settings["bank"]["data"] = {"url": customers.url(), "query": "TABLE customers"}
     pair.write()

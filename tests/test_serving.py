@@ -11,6 +11,7 @@ import threading
 import time
 import urllib.request
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +50,7 @@ def keyring(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def pair(tmp_path_factory: pytest.TempPathFactory, keyring: Path) -> Pair:
     """Trees, with a fallback under the name ``alone`` that the bank's file does not yet name."""
-    made = serving_pair(tmp_path_factory.mktemp("serving"), keyring)
+    made = serving_pair(tmp_path_factory.mktemp("serving"), keyring, folds=2)
     train(made)
     promote(made)
     assert command(made, "bank", "train-alone", "--json") == 0
@@ -147,6 +148,7 @@ def test_the_scores_of_batch_a_decision_and_two_logs_that_agree(pair: Pair, runn
             reply = ask(client, applicant)
             assert reply.margin == pytest.approx(float(known[applicant]["log_odds"]), abs=1e-12)
             assert reply.probability == pytest.approx(float(known[applicant]["probability"]), abs=1e-12)
+            assert reply.calibrated == pytest.approx(float(known[applicant]["calibrated"]), abs=1e-12)
             low = reply.probability <= 0.3
             assert reply.decision == ("approve" if low else "refer" if reply.probability <= 0.6 else "decline")
             assert not reply.fallback
@@ -155,11 +157,12 @@ def test_the_scores_of_batch_a_decision_and_two_logs_that_agree(pair: Pair, runn
         fresh = ssl.PEM_cert_to_DER_cert(load_party(pair.party_file("platform")).tls.certificate.read_text())
         wait_for(lambda: certificate_of(pair, "platform") == fresh)
         ask(client, shared_applicants(pair)[0])
-    page = pair.settings["platform"]["service"]["status"]
-    with urllib.request.urlopen(f"http://{page}/metrics") as answer:
-        text = answer.read().decode()
-    assert 'fedlearn_requests_total{status="ok"} ' in text
-    assert 'fedlearn_stability_index{model="model-1",of="feature:spend"}' in text
+    for party, parts in {"platform": ["feature:spend"], "bank": ["feature:income", "score"]}.items():
+        with urllib.request.urlopen(f"http://{pair.settings[party]['service']['status']}/metrics") as answer:
+            text = answer.read().decode()
+        assert 'fedlearn_requests_total{status="ok"} ' in text
+        for part in parts:
+            assert f'fedlearn_stability_index{{model="model-1",of="{part}"}}' in text
     for process in running.values():
         process.signal(signal.SIGTERM)
         assert process.wait().code == 0
@@ -171,46 +174,61 @@ def test_the_scores_of_batch_a_decision_and_two_logs_that_agree(pair: Pair, runn
         assert not any(applicant in written for applicant in shared_applicants(pair))
 
 
-def test_either_side_is_killed_and_comes_back(pair: Pair) -> None:
+def test_either_side_is_killed_under_load_and_comes_back(pair: Pair) -> None:
+    """Every request is answered or fails cleanly, and what was answered is in the log."""
     pair.settings["bank"]["service"] |= {"fallback": "alone", "deadline_ms": 300}
     pair.write()
-    applicants, answers, stopping = shared_applicants(pair), [], threading.Event()
+    applicants, stopping = shared_applicants(pair), threading.Event()
+    outcomes: list[tuple[str, str, str]] = []  # outcome, model, request ID
 
-    def load(client: Client) -> None:
-        n = 0
+    def load(client: Client, first: int) -> None:
+        n = first
         while not stopping.is_set():
-            answers.append((time.monotonic(), ask(client, applicants[n % len(applicants)])))  # raises: lost
-            n += 1
+            identity, n = f"kill-{n:08d}", n + 1
+            try:
+                reply = ask(client, applicants[n % len(applicants)], request_id=identity)
+                outcomes.append((reply.fallback_reason or "answered", reply.model, identity))
+            except Refusal as refusal:
+                outcomes.append((refusal.status, "", identity))
+                time.sleep(0.02)
 
-    try:
-        with service(pair, "bank") as bank, lender(pair) as client:
+    def becomes(outcome: str) -> None:
+        start = len(outcomes)
+        wait_for(lambda: outcome in {found for found, _, _ in outcomes[start:]})
+
+    with ExitStack() as stack:
+        stack.callback(pair.write)
+        stack.callback(pair.settings["bank"]["service"].update, {"deadline_ms": 2000})
+        stack.callback(pair.settings["bank"]["service"].pop, "fallback")
+        client = stack.enter_context(lender(pair))
+        loads = [threading.Thread(target=load, args=(client, 10_000_000 * k)) for k in range(4)]
+        stack.callback(stopping.set)
+        with service(pair, "bank") as bank:
             with service(pair, "platform") as platform:
-                thread = threading.Thread(target=load, args=(client,))
-                thread.start()
-                wait_for(lambda: any(not reply.fallback for _, reply in answers))
+                for thread in loads:
+                    thread.start()
+                becomes("answered")
                 platform.signal(signal.SIGKILL)
                 platform.process.wait()
-                wait_for(lambda: answers[-1][1].fallback)
-                assert answers[-1][1].model == "alone-1"
-                assert answers[-1][1].fallback_reason == "peer-unavailable"
+                becomes("peer-unavailable")
+            assert {model for _, model, _ in outcomes} == {"model-1", "alone-1"}  # nobody was refused
             with service(pair, "platform"):
                 back = time.monotonic()
-                wait_for(lambda: not answers[-1][1].fallback)
+                becomes("answered")
                 assert time.monotonic() - back < 5
-                stopping.set()
-                thread.join()
                 bank.signal(signal.SIGKILL)
                 bank.process.wait()
-                assert status(client, applicants[0]) == "peer-unavailable"
+                wait_for(lambda: outcomes[-1][:2] == ("peer-unavailable", ""))
                 with service(pair, "bank"):
                     back = time.monotonic()
-                    wait_for(lambda: answered(client, applicants[0]))
+                    becomes("answered")
                     assert time.monotonic() - back < 5
-    finally:
-        stopping.set()
-        del pair.settings["bank"]["service"]["fallback"]
-        pair.settings["bank"]["service"]["deadline_ms"] = 2000
-        pair.write()
+                    stopping.set()
+                    for thread in loads:
+                        thread.join()
+    assert {outcome for outcome, _, _ in outcomes} == {"answered", "peer-unavailable"}
+    scored = {entry["request"] for entry in audit.entries(logs(pair, "bank")) if entry["kind"] == "score"}
+    assert {identity for _, model, identity in outcomes if model} <= scored
     audit.verify(logs(pair, "bank"), load_party(pair.party_file("bank")).tls.key)
     audit.agree(logs(pair, "bank"), logs(pair, "platform"))
 
@@ -285,10 +303,6 @@ def outcome(client: Client, applicant: str) -> str:
     except Refusal as refusal:
         return refusal.status
     return "answered"
-
-
-def answered(client: Client, applicant: str) -> bool:
-    return outcome(client, applicant) == "answered"
 
 
 def wait_for(condition: Any) -> None:

@@ -2,8 +2,9 @@
 
 Requests come at even intervals whether or not earlier ones were answered, and a request's time counts from the moment
 it was due, so that a service that falls behind shows. The trees are complete, of random splits on random features of
-both sides: what a request costs depends on their number and depth alone. The load comes from this process, on the same
-machine.
+both sides: what a request costs depends on their number and depth alone. The scorecard has weights of evidence of every
+feature, and a reason code for each. The load comes from this process, on the same machine: ``cpu_ms_load`` is what a
+request costs here.
 """
 
 from __future__ import annotations
@@ -29,10 +30,25 @@ from pyarrow import parquet
 
 from fedlearn import keys
 from fedlearn.bench.pair import PARTIES, free_port
-from fedlearn.contract import Align, Boost, Contract, Key, Label, Serving, Side, Tls, load_contract, load_party
+from fedlearn.contract import (
+    Align,
+    Boost,
+    Contract,
+    Glm,
+    Key,
+    Label,
+    Scorecard,
+    Serving,
+    Side,
+    Tls,
+    load_contract,
+    load_party,
+)
 from fedlearn.data import Binning, FeatureBins
+from fedlearn.data.design import Codes, Column, Design, Evidence
 from fedlearn.errors import FedlearnError
 from fedlearn.kernels.trees import MASK
+from fedlearn.models import linear
 from fedlearn.models import share as trees
 from fedlearn.models.forest import Forest
 from fedlearn.protocols.serve_sealed import agree
@@ -56,6 +72,7 @@ class Setting:
     depth: int = 5
     mode: Literal["plain", "sealed"] = "plain"
     tells: Literal["score", "band"] = "score"
+    model: str = "trees"
 
 
 def measure(setting: Setting) -> dict[str, Any]:
@@ -73,15 +90,19 @@ def measure(setting: Setting) -> dict[str, Any]:
         stack.callback(client.close)
         _load(client, 200.0, _WARM_UP, "warm")
         before = {party: _cpu_seconds(pid) for party, pid in running.items()}
+        mine = time.process_time()
         found = _load(client, setting.rate, round(setting.rate * setting.seconds), "load")
+        mine = time.process_time() - mine
         used = {party: _cpu_seconds(pid) - before[party] for party, pid in running.items()}
         found |= {f"cpu_ms_{party}": round(1000 * used[party] / found["requests"], 3) for party in PARTIES}
         if setting.mode == "sealed":
             found |= _traffic(folder, load_contract(own.contract))
+        found["cpu_ms_load"] = round(1000 * mine / found["requests"], 3)
         agreed = audit.agree(folder / "active" / "audit.jsonl", folder / "passive" / "audit.jsonl")
     return {
-        "mode": setting.mode, "tells": setting.tells, "trees": setting.trees, "depth": setting.depth,
-        "rate": setting.rate, "seconds": setting.seconds, **found, "in_both_logs": agreed["scored"],
+        "mode": setting.mode, "tells": setting.tells, "model": setting.model, "trees": setting.trees,
+        "depth": setting.depth, "rate": setting.rate, "seconds": setting.seconds, **found,
+        "in_both_logs": agreed["scored"],
     }  # fmt: skip
 
 
@@ -164,29 +185,47 @@ def _cpu_seconds(pid: int) -> float:
 def _prepare(folder: Path, setting: Setting) -> dict[str, Path]:
     """Keys, tables, contract, party files, shares and registries of both parties; returns the party files."""
     keys.create_authority(folder / "authority", "bench authority")
-    sides = {party: Side(name=party, features=dict.fromkeys(_names(party), "number")) for party in PARTIES}
+    sides = {party: Side(name=party, features=dict.fromkeys(names(party), "number")) for party in PARTIES}
     contract = Contract(
         name="bench", purpose="measure online scoring", expires=date(2999, 12, 31), active=sides["active"],
         passive=sides["passive"], label=Label(column="label"), align=Align(key=Key(column="id", normalise="digits")),
-        boost=Boost(trees=setting.trees, depth=setting.depth, bins=_BINS),
-        serving=Serving(mode=setting.mode, tells=setting.tells, purposes=("bench",)),
+        serving=Serving(mode=setting.mode, tells=setting.tells, purposes=("bench",)), **_algorithm(setting),
     )  # fmt: skip
     draws = np.random.default_rng(1)
-    shares = _shares(setting, draws)
+    card = setting.model == "scorecard"
+    halves: dict[str, Any] = {p: _card(p, draws) for p in PARTIES} if card else shares(setting, draws)
+    save: Any = linear.save if card else trees.save
     listen = {party: f"127.0.0.1:{free_port()}" for party in PARTIES}
     files = {}
     for party in PARTIES:
         tls = keys.issue(folder / "authority", folder / party, party)
-        columns: dict[str, Any] = {name: draws.random(_ROWS) for name in _names(party)}
+        columns: dict[str, Any] = {name: draws.random(_ROWS) for name in names(party)}
         table = pa.table({"id": [f"{n:09d}" for n in range(_ROWS)], **columns})
         parquet.write_table(table, folder / party / "table.parquet")
         files[party] = _write_party(folder / party, party, contract, tls, listen)
         (folder / party / "share").mkdir()
-        trees.save(shares[party], folder / party / "share", contract, party)
+        save(halves[party], folder / party / "share", contract, party)
         registry, _ = open_registry(load_party(files[party]))
         entry = registry.add(folder / party / "share", "model", contract, party)
         registry.promote("model", entry.facts["version"])
     return files
+
+
+def _algorithm(setting: Setting) -> dict[str, Any]:
+    if setting.model == "trees":
+        return {"boost": Boost(trees=setting.trees, depth=setting.depth, bins=_BINS)}
+    codes = {name: f"R-{name}" for party in PARTIES for name in names(party)}
+    return {"glm": Glm(woe=True, bins=_BINS), "scorecard": Scorecard(codes=codes)}
+
+
+def _card(party: str, draws: np.random.Generator) -> linear.LinearShare:
+    """Weights of evidence of every feature of a side, with a group for each bin."""
+    columns = []
+    for feature in _binning(party).features:
+        count = np.arange(feature.bins)
+        evidence = Evidence(Codes(feature), count, draws.normal(0, 0.5, feature.bins), np.full(feature.bins, 600), 0.1)
+        columns.append(Column(feature.name, feature.name, "number", evidence=evidence))
+    return linear.LinearShare(party, bytes(16), Design(tuple(columns)), draws.uniform(0.1, 1, _FEATURES))
 
 
 def _write_party(folder: Path, party: str, contract: Contract, tls: Tls, listen: dict[str, str]) -> Path:
@@ -204,11 +243,12 @@ def _write_party(folder: Path, party: str, contract: Contract, tls: Tls, listen:
     return folder / "party.toml"
 
 
-def _names(party: str) -> list[str]:
+def names(party: str) -> list[str]:
+    """A side's features."""
     return [f"{party}{k}" for k in range(_FEATURES)]
 
 
-def _shares(setting: Setting, draws: np.random.Generator) -> dict[str, trees.Share]:
+def shares(setting: Setting, draws: np.random.Generator) -> dict[str, trees.Share]:
     """Complete trees; a split goes left below a random bin of a random feature of either side."""
     inner, nodes = 2**setting.depth - 1, 2 ** (setting.depth + 1) - 1
     at = np.arange(nodes)
@@ -235,4 +275,4 @@ def _shares(setting: Setting, draws: np.random.Generator) -> dict[str, trees.Sha
 
 def _binning(party: str) -> Binning:
     edges = np.arange(1, _BINS) / _BINS
-    return Binning(tuple(FeatureBins(name, "number", edges) for name in _names(party)))
+    return Binning(tuple(FeatureBins(name, "number", edges) for name in names(party)))

@@ -23,7 +23,7 @@ Listen = Annotated[str | None, typer.Option(help="host:port to listen on instead
 Connect = Annotated[str | None, typer.Option(help="host:port to connect to instead of [network]")]
 Json = Annotated[bool, typer.Option("--json", help="print the result as JSON")]
 Style = Annotated[str, typer.Option("--progress", help="auto, lines, json or none")]
-Resume = Annotated[bool, typer.Option("--resume", help="go on with training that broke off; on both sides")]
+Resume = Annotated[bool, typer.Option("--resume", help="go on with what broke off; on both sides")]
 From = Annotated[
     Path | None, typer.Option("--from", help="folder of this side's share of a model to go on from; on both sides")
 ]
@@ -163,6 +163,8 @@ def predict(
     data: DataPath = None,
     model: ModelPath = None,
     out: OutPath = None,
+    form: Annotated[str, typer.Option("--format", help="csv or parquet")] = "csv",
+    resume: Resume = False,
     listen: Listen = None,
     connect: Connect = None,
     as_json: Json = False,
@@ -170,9 +172,16 @@ def predict(
 ) -> None:
     """Score new rows with the pair of model shares; the active side gets the scores.
 
+    A large batch of trees is scored in pieces, and goes on after a crash of either side with --resume on both.
+
     Example: party-b predict --data new_applicants.csv
     """
-    _run("predict", party, as_json, style, model=model, out=out, overrides=_overrides(data, listen, connect))
+    if form not in ("csv", "parquet"):
+        raise OwnMistake(f"--format {form} is not csv or parquet")
+    _run(
+        "predict", party, as_json, style, model=model, out=out, resume=resume, form=form,
+        overrides=_overrides(data, listen, connect),
+    )  # fmt: skip
 
 
 def train_alone(
@@ -273,12 +282,13 @@ def _run(
     resume: bool = False,
     earlier: Path | None = None,
     plan: Path | None = None,
+    form: str = "csv",
     overrides: dict[str, Any],
 ) -> None:
     _check_style(style)
     party = load_party(path, overrides)
     contract = load_contract(party.contract)
-    own = jobs.prepare(party, job, model=model, out=out, resume=resume, earlier=earlier, plan=plan)
+    own = jobs.prepare(party, job, model=model, out=out, resume=resume, earlier=earlier, plan=plan, form=form)
     if alone:
         from fedlearn.keys import check_own
 

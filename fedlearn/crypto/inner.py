@@ -132,7 +132,7 @@ def opened(at: Setup, secret: I8, hint: bytes, word: bytes) -> int:
     wide = np.zeros((N, 8), np.uint8)
     wide[:, : at.kept] = np.frombuffer(hint, np.uint8).reshape(N, at.kept)
     whole = (wide.view("<u8").reshape(1, N) << np.uint64(64 - 8 * at.kept)).astype(np.uint64)
-    noisy = np.frombuffer(word, "<u8") - lwe.known_part(whole, secret)[0]
+    noisy = np.frombuffer(word, "<u8") - lwe.known_part(lwe.digits_of(whole), secret)[0]
     return int((noisy + np.uint64(1 << (at.plan.shift - 1))).view(np.int64)[0] >> at.plan.shift)
 
 

@@ -380,9 +380,14 @@ def shifted(answer: bytes, offsets: NDArray[np.int64], plan: Plan) -> bytes:
 
 def decode(hint: U64, secrets: I8, answer: bytes, plan: Plan) -> NDArray[np.int64]:
     """M·v for the vectors of one query; see :func:`known_part` and :func:`round_off`."""
+    return round_off(known_part(digits_of(hint), secrets), answer, plan)
+
+
+def digits_of(hint: U64) -> NDArray[np.int16]:
+    """A hint uint64 (R, N) as balanced digits int16 (R, 4, N), for :func:`known_part`."""
     digits = np.empty((len(hint), lattice.DIGITS, N), np.int16)
     lattice.split_words(hint, digits)
-    return round_off(known_part(digits, secrets), answer, plan)
+    return digits
 
 
 def known_part(digits: NDArray[np.int16], secrets: I8) -> U64:

@@ -359,7 +359,7 @@ def _digit_dot(typing_context: Any, digits: Any, at: Any, secrets: Any, place: A
             return builder.shuffle_vector(vector, ir.Constant(wide, None), order)
 
         kinds = [half] * (DIGITS - 1) + [narrow]
-        sums = [cgutils.alloca_once_value(builder, ir.Constant(kind, None)) for kind in kinds]  # type: ignore[no-untyped-call]
+        sums = [cgutils.alloca_once_value(builder, ir.Constant(kind, None)) for kind in kinds]
         zero, stop, step = (ir.Constant(word, n) for n in (0, _PART, lanes))
         with cgutils.for_range_slice(builder, zero, stop, step, word) as (j, _):
             right = load(secret, builder.add(arguments[3], j))

@@ -25,6 +25,7 @@ from fedlearn.contract import Contract
 from fedlearn.data.binning import Binning
 from fedlearn.errors import FileMissing, OutputExists, WrongModel
 from fedlearn.kernels.trees import MASK
+from fedlearn.models.calibration import Calibration
 from fedlearn.models.forest import Forest
 
 FORMAT = 1
@@ -41,6 +42,7 @@ class ActiveShare:
     Attributes:
         names: of the opaque features, if the contract discloses them.
         disclosed: the passive half as far as the model uses it, if the contract discloses that.
+        calibration: of the margin, where there were held-out folds to fit it on.
     """
 
     model_id: bytes
@@ -49,6 +51,7 @@ class ActiveShare:
     passive_splits: int
     names: tuple[str, ...] = ()
     disclosed: PassiveShare | None = None
+    calibration: Calibration | None = None
 
 
 @dataclass(frozen=True)
@@ -138,6 +141,8 @@ def save(share: Share, folder: Path, contract: Contract, party: str) -> None:
             "passive_splits": share.passive_splits,
             "names": list(share.names),
         }
+        if share.calibration is not None:
+            head["calibration"] = share.calibration.to_json()
         if share.disclosed is not None:
             head["disclosed"] = _save_disclosed(share.disclosed, folder)
     (folder / "share.json").write_text(json.dumps(head, indent=1) + "\n", encoding="utf-8")
@@ -192,7 +197,9 @@ def load(folder: Path, contract: Contract, party: str, *, to_go_on: bool = False
         if head["role"] == "active":
             forest, names = _forest(table, head), tuple(map(str, head.get("names", ())))
             disclosed = _disclosed(head["disclosed"], folder, model_id) if "disclosed" in head else None
-            share: Share = ActiveShare(model_id, binning, forest, int(head["passive_splits"]), names, disclosed)
+            calibration = Calibration.from_json(head["calibration"]) if "calibration" in head else None
+            splits = int(head["passive_splits"])
+            share: Share = ActiveShare(model_id, binning, forest, splits, names, disclosed, calibration)
         elif head["role"] == "passive":
             disguise = bytes.fromhex(head.get("disguise", ""))
             share = PassiveShare(model_id, binning, table["feature"].to_numpy(), _masks(table), disguise)

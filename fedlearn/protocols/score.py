@@ -1,9 +1,12 @@
 """Batch scoring with a pair of model shares: aligned rows in, scores on the active side out.
 
     passive                                             active
+      0.                                          ◄──   ScoreFrom   which pieces of the batch it has already
       1. ScoreSides   for each split of its share,
          one bit per aligned row                  ──►   walks its trees: own splits by own bins, passive splits by bits
       2.                                          ◄──   ScoreDone
+
+A large batch is many pieces, one after the other, each with steps 1 and 2.
 
 The active side learns the side of every aligned row at every passive split of the model; the passive side learns
 nothing beyond what the alignment told it.
@@ -25,6 +28,7 @@ TABLE = Table(
     "score",
     ("active", "passive"),
     (
+        Message(pb.ScoreFrom, "active", (START,), Reveals("how many pieces it has from before", lambda _: 1)),
         Message(
             pb.ScoreSides,
             "passive",
@@ -39,6 +43,21 @@ TABLE = Table(
 )
 
 _PIECE_BYTES = 16 << 20
+
+
+def begin_active(channel: Channel, done: int) -> None:
+    """Tell from which piece of a batch to go on."""
+    channel.open(TABLE, "active")
+    channel.send(pb.ScoreFrom(pieces=done))
+
+
+def begin_passive(channel: Channel, pieces: int) -> int:
+    """From which of ``pieces`` pieces to go on. Raises Malformed when there are not so many."""
+    channel.open(TABLE, "passive")
+    done: int = channel.receive(pb.ScoreFrom).pieces
+    if done > pieces:
+        raise channel.misbehaved(Malformed, f"claims scores of {done} pieces of the batch, which has {pieces}")
+    return done
 
 
 def score_active(

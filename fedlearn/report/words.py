@@ -16,6 +16,7 @@ _FILES = {
     "fitted.csv": "scores of the training customers, joint and alone, with outcomes: personal data",
     "scores.csv": "scores of the customers asked for: personal data",
     "clusters.csv": "the cluster of every training customer: personal data",
+    "scores.parquet": "the same as Parquet: personal data",
     "scorecard.json": "this side's points, for other programs",
     "rows.arrow": "which own rows are shared: personal data",
     "alignment.json": "which alignment this is",

@@ -49,6 +49,7 @@ class AuditLog:
             raise OutputExists(f"the audit log {path} is in use by another process") from None
         self._synced, self._closed = threading.Event(), False
         self._seq, self._hash, torn = self._resume()
+        self._size = os.fstat(self._file).st_size
         self.add("open", party=party, torn_bytes=torn)
         self._syncing = threading.Thread(target=self._sync, name="audit", daemon=True)
         self._syncing.start()
@@ -76,14 +77,13 @@ class AuditLog:
         os.close(self._file)
 
     def _append(self, kind: str, facts: dict[str, Any]) -> None:
-        body = {"seq": self._seq + 1, "at": _now(), "kind": kind, "prev": self._hash, **facts}
-        digest = _hash(body)
-        line = (json.dumps({**body, "hash": digest}, separators=(",", ":")) + "\n").encode()
-        size = os.fstat(self._file).st_size
+        body = _canonical({"seq": self._seq + 1, "at": _now(), "kind": kind, "prev": self._hash, **facts})
+        digest = hashlib.sha256(body).hexdigest()
+        line = body[:-1] + f',"hash":"{digest}"}}\n'.encode()
         if os.write(self._file, line) != len(line):
-            os.ftruncate(self._file, size)  # so that the next entry does not follow half of this one
+            os.ftruncate(self._file, self._size)  # so that the next entry does not follow half of this one
             raise OSError(f"the audit log {self.path} could not be written in full")
-        self._seq, self._hash = self._seq + 1, digest
+        self._seq, self._hash, self._size = self._seq + 1, digest, self._size + len(line)
 
     def _seal(self) -> None:
         self._append("seal", {"signature": sign(self._key, _SIGNED + self._hash.encode()).hex()})
@@ -197,7 +197,11 @@ def _bytes(text: str) -> bytes:
 
 
 def _hash(body: dict[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(body, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+    return hashlib.sha256(_canonical(body)).hexdigest()
+
+
+def _canonical(body: dict[str, Any]) -> bytes:
+    return json.dumps(body, sort_keys=True, separators=(",", ":")).encode()
 
 
 def _now() -> str:

@@ -26,7 +26,7 @@ from fedlearn.models import reference
 from fedlearn.models.linear import LinearShare
 from fedlearn.models.reference import Reference
 from fedlearn.service.registry import SERVED, Entry, Registry
-from fedlearn.service.store import Features, Row
+from fedlearn.service.store import Features, Row, StoreAway
 
 #: status: gRPC status code, HTTP status code, what it means. A refusal names one of these, and adds a sentence.
 STATUSES: dict[str, tuple[str, int, str]] = {
@@ -46,6 +46,7 @@ STATUSES: dict[str, tuple[str, int, str]] = {
     "unknown-at-peer": ("NOT_FOUND", 404, "the other party has no features of this applicant"),
     "features-missing": ("FAILED_PRECONDITION", 422, "too many features of this applicant are missing"),
     "feature-out-of-range": ("OUT_OF_RANGE", 422, "a feature of this applicant is no finite number"),
+    "store-unavailable": ("UNAVAILABLE", 503, "the store of features does not answer"),
     "no-model": ("UNAVAILABLE", 503, "no model is promoted on this side"),
     "wrong-pair": ("FAILED_PRECONDITION", 409, "the other party has not the other half of this model"),
     "model-retired": ("FAILED_PRECONDITION", 410, "the model is retired"),
@@ -88,11 +89,13 @@ def check_terms(contract: Contract, request: Any) -> None:
 
 
 def features_of(store: Features, applicant: str, most_missing: float) -> Row:
-    """An applicant's features. Raises Refusal: unknown, too many missing, or out of range."""
+    """An applicant's features. Raises Refusal: unknown, too many missing, out of range, or away."""
     try:
         row = store.get(applicant)
     except ValueError as error:
         raise Refusal("feature-out-of-range", f"feature {error} of this applicant is no finite number") from None
+    except StoreAway:
+        raise Refusal("store-unavailable", "the store of features does not answer; ask again later") from None
     if row is None:
         raise Refusal("unknown-applicant", "there are no features of this applicant")
     missing = sum(value is None or value != value for value in row)  # noqa: PLR0124  (NaN)

@@ -30,8 +30,8 @@ from fedlearn.v1 import serve_pb2 as pb
 
 #: What the fallback answers for: the passive side is away, overloaded, or does not know the applicant well enough.
 _COVERED = {
-    "peer-unavailable", "too-many", "used-up", "no-first-step", "unknown-at-peer", "features-missing",
-    "feature-out-of-range", "internal",
+    "peer-unavailable", "store-unavailable", "too-many", "used-up", "no-first-step", "unknown-at-peer",
+    "features-missing", "feature-out-of-range", "internal",
 }  # fmt: skip
 _PATIENCE = 5  #: failures in a row after which the passive side is left alone
 _PAUSE = 0.5  #: for so many seconds
@@ -181,8 +181,10 @@ class Deciding:
         reply = pb.ScoreReply(
             request_id=request.request_id, model=model.entry.label, probability=outcome.mean, margin=outcome.margin,
             score=outcome.score, reasons=outcome.reasons, fallback=bool(reason), fallback_reason=reason,
+            calibrated=outcome.calibrated,
         )  # fmt: skip
-        value = outcome.score if self._service.measure == "score" and outcome.score is not None else outcome.mean
+        chosen = {"score": outcome.score, "calibrated": outcome.calibrated}.get(self._service.measure)
+        value = outcome.mean if chosen is None else chosen
         for number, band in enumerate(self._service.bands):
             if number == outcome.band or (value is not None and (band.up_to is None or value <= band.up_to)):
                 reply.band, reply.decision = band.name, band.decision

@@ -21,12 +21,22 @@ from fedlearn.service.registry import open_registry
 from fedlearn.service.rpc import Client, Server, stamp
 from fedlearn.service.scorer import active_scorer, passive_scorer
 from fedlearn.service.sealed import SealedAnswering, SealedDeciding, sealed_active_scorer, sealed_passive_scorer
-from fedlearn.service.store import open_store
+from fedlearn.service.store import Features, open_store
+from fedlearn.service.tracing import TracedStore, Tracer
 from fedlearn.service.web import Web, scoring, status_page, tls_context
 
 Answer = Callable[[str, bytes], bytes]
 _LOOK = 0.5  # seconds between two looks at registry and certificates
 _GRACE = 5.0  # seconds for requests under way at the end
+
+
+#: Scorer of a share, by role and whether the contract's mode is sealed.
+_SCORERS: dict[tuple[str, bool], Callable[..., Any]] = {
+    ("active", False): active_scorer,
+    ("passive", False): passive_scorer,
+    ("active", True): sealed_active_scorer,
+    ("passive", True): sealed_passive_scorer,
+}
 
 
 def serve(party: PartyFile, stop: threading.Event) -> None:
@@ -42,19 +52,22 @@ def serve(party: PartyFile, stop: threading.Event) -> None:
     if role == "active" and contract.label.offset is not None:
         features[contract.label.offset] = "number"
     sealed = contract.serving is not None and contract.serving.mode == "sealed"
-    names, active = list(features), role == "active"
-    plain: Callable[..., Any] = active_scorer if active else passive_scorer
-    scorer = (sealed_active_scorer if active else sealed_passive_scorer) if sealed else plain
-    store = open_store(service.store, contract.align.key, features)
+    names, scorer = list(features), _SCORERS[role, sealed]
+    tracer = Tracer(service.traces, party.party)
+    store: Features = open_store(service.store, contract.align.key, features)
+    if service.traces is not None:
+        store = TracedStore(store, tracer)
     models = Models(registry, contract, party.party, lambda share: scorer(share, names, contract))
     models.refresh()
     metrics = Metrics()
     with ExitStack() as stack:
+        stack.callback(tracer.close)
+        stack.callback(store.close)
         audit = AuditLog(service.audit, party.party, party.tls.key)
         stack.callback(audit.close)
         client = None
         if role == "active":
-            client = Client(str(service.peer), party.tls, party.party, contract.passive.name, "Part")
+            client = Client(str(service.peer), party.tls, party.party, contract.passive.name, "Part", tracer)
             stack.callback(client.close)
             deciding = SealedDeciding if sealed else Deciding
             answer: Answer = deciding(contract, service, models, store, audit, client, metrics).answer
@@ -63,11 +76,12 @@ def serve(party: PartyFile, stop: threading.Event) -> None:
             answer = answering(contract, party.party, service, models, store, audit).answer
         answer = _counted(answer, metrics)
         method = "Score" if role == "active" else "Part"
-        server = Server(service.listen, party.tls, party.party, method, answer, service.workers)
+        callers = tuple(service.callers) if role == "active" else (contract.active.name,)
+        server = Server(service.listen, party.tls, party.party, method, answer, service.workers, callers, tracer)
         context = None
         if service.http is not None:
             context = tls_context(party.tls, party.party)
-            stack.callback(Web(service.http, scoring(answer), context).close)
+            stack.callback(Web(service.http, scoring(answer, tracer), context).close)
         if service.status is not None:
             page = status_page(lambda: server.serving and bool(models.served), lambda: metrics.text(models))
             stack.callback(Web(service.status, page, None).close)

@@ -1,7 +1,8 @@
 """The services over gRPC with mutual TLS: a server of single calls, and the kept connection to the other party's.
 
 A refusal becomes a gRPC status with its sentence for details and its own name in the trailing metadata
-(``fedlearn-status``). ``grpc.health.v1.Health/Check`` answers as the standard has it. Certificates that are replaced on
+(``fedlearn-status``). ``grpc.health.v1.Health/Check`` answers as the standard has it, and server reflection tells those
+who may ask for scores what can be asked, so that grpcurl needs no proto files. Certificates that are replaced on
 disk are used from the next connection on, so that they are rotated without a pause.
 """
 
@@ -9,7 +10,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -17,14 +18,19 @@ from fedlearn.contract import Tls
 from fedlearn.errors import BadConfig, FedlearnError
 from fedlearn.keys import check_own
 from fedlearn.service.common import MOST_BYTES, STATUSES, Refusal, log
+from fedlearn.service.tracing import HEADER, OFF, Tracer
 
 os.environ.setdefault("GRPC_VERBOSITY", "NONE")
 import grpc
+from grpc_reflection.v1alpha import reflection
+from grpc_reflection.v1alpha import reflection_pb2 as reflected
 
 Answer = Callable[[str, bytes], bytes]
 
 SERVICE = "fedlearn.v1.Serving"
 _HEALTH = "grpc.health.v1.Health"
+_REFLECTION = ("grpc.reflection.v1.ServerReflection", reflection.SERVICE_NAME)  # of the same messages
+_REFLECTING = 10.0  # seconds after which a stream of questions is ended; there is one at a time
 _STATUS = "fedlearn-status"
 _SAN = "x509_subject_alternative_name"
 _OPTIONS: list[tuple[str, Any]] = [
@@ -47,20 +53,35 @@ _CLIENT_OPTIONS = [
 
 
 class Server:
-    """Serves one method, and health."""
+    """Serves one method, health, and reflection."""
 
-    def __init__(self, address: str, tls: Tls, me: str, method: str, answer: Answer, workers: int) -> None:
+    def __init__(
+        self, address: str, tls: Tls, me: str, method: str, answer: Answer, workers: int,
+        callers: Collection[str] = (), tracer: Tracer = OFF,
+    ) -> None:  # fmt: skip
         """Bind ``address``; :meth:`start` serves ``/fedlearn.v1.Serving/<method>``.
+
+        ``callers`` are the names that reflection answers; ``answer`` decides by itself whom it answers.
 
         Raises:
             BadConfig: the address cannot be bound.
             OwnMistake: as :func:`fedlearn.keys.check_own`.
         """
         self._answer, self.serving, self._tls, self._me = answer, False, tls, me
-        self._stamp = stamp(tls)
+        self._stamp, self._callers, self._tracer = stamp(tls), callers, tracer
+        self._reflection = reflection.ReflectionServicer((SERVICE, _HEALTH, *_REFLECTION))
+        self._reflecting = threading.BoundedSemaphore(1)
         handlers = [
             grpc.method_handlers_generic_handler(service, {name: grpc.unary_unary_rpc_method_handler(handle)})
             for service, name, handle in ((SERVICE, method, self._handle), (_HEALTH, "Check", self._health))
+        ]
+        reflect = grpc.stream_stream_rpc_method_handler(
+            self._reflect,
+            reflected.ServerReflectionRequest.FromString,
+            reflected.ServerReflectionResponse.SerializeToString,
+        )
+        handlers += [
+            grpc.method_handlers_generic_handler(service, {"ServerReflectionInfo": reflect}) for service in _REFLECTION
         ]
         options = [*_OPTIONS, ("grpc.so_reuseport", 0), ("grpc.server_handshake_timeout_ms", 10_000)]
         pool = ThreadPoolExecutor(workers, thread_name_prefix="serve")
@@ -105,24 +126,50 @@ class Server:
         return found
 
     def _handle(self, raw: bytes, context: grpc.ServicerContext) -> bytes:
-        verified: Any = context.auth_context()
-        names = [name.decode(errors="replace") for name in verified.get(_SAN, [])]
+        parent = next((str(value) for name, value in context.invocation_metadata() if name == HEADER), "")
         try:
-            return self._answer(names[0] if len(names) == 1 else "", raw)
+            with self._tracer.span("request", parent):
+                return self._answer(_caller(context), raw)
         except Refusal as refusal:
-            context.set_trailing_metadata(((_STATUS, refusal.status),))
-            context.abort(getattr(grpc.StatusCode, STATUSES[refusal.status][0]), str(refusal))
+            _abort(context, refusal)
         raise AssertionError  # abort raises
+
+    def _reflect(self, requests: Iterator[Any], context: grpc.ServicerContext) -> Iterator[Any]:
+        """What grpcurl asks. A stream holds one of the threads that answer requests: hence the bounds."""
+        if _caller(context) not in self._callers:
+            _abort(context, Refusal("not-a-caller", "reflection answers those only who may ask for scores"))
+        if not self._reflecting.acquire(timeout=1.0):  # the one before may be about to end
+            _abort(context, Refusal("too-many", "reflection answers one at a time"))
+        timer = threading.Timer(_REFLECTING, context.cancel)
+        timer.daemon = True
+        timer.start()
+        try:
+            yield from self._reflection.ServerReflectionInfo(requests, context)
+        finally:
+            timer.cancel()
+            self._reflecting.release()
 
     def _health(self, raw: bytes, context: grpc.ServicerContext) -> bytes:
         """HealthCheckResponse: field 1, SERVING (1) or NOT_SERVING (2)."""
         return b"\x08\x01" if self.serving else b"\x08\x02"
 
 
+def _caller(context: grpc.ServicerContext) -> str:
+    """The name in the caller's certificate; empty where it has none, or several."""
+    verified: Any = context.auth_context()
+    names = [name.decode(errors="replace") for name in verified.get(_SAN, [])]
+    return names[0] if len(names) == 1 else ""
+
+
+def _abort(context: grpc.ServicerContext, refusal: Refusal) -> None:
+    context.set_trailing_metadata(((_STATUS, refusal.status),))
+    context.abort(getattr(grpc.StatusCode, STATUSES[refusal.status][0]), str(refusal))
+
+
 class Client:
     """A kept connection to a :class:`Server`; it comes back by itself."""
 
-    def __init__(self, address: str, tls: Tls, me: str, peer: str, method: str) -> None:
+    def __init__(self, address: str, tls: Tls, me: str, peer: str, method: str, tracer: Tracer = OFF) -> None:
         """Connects at the first request.
 
         Args:
@@ -131,12 +178,14 @@ class Client:
             me: the name in this party's certificate.
             peer: the name that the server's certificate must carry.
             method: of ``fedlearn.v1.Serving``.
+            tracer: of the spans of questions.
 
         Raises:
             OwnMistake: as :func:`fedlearn.keys.check_own`.
         """
         self._address, self._tls, self._me, self._peer, self._method = address, tls, me, peer, method
         self._channel: Any = None
+        self._tracer = tracer
         self._stamp: tuple[int, ...] = ()
         self._lock = threading.Lock()
         self.renew()
@@ -163,10 +212,11 @@ class Client:
 
     def ask(self, raw: bytes, seconds: float) -> bytes:
         """The answer to one request. Raises Refusal: with the server's status, or ``peer-unavailable``."""
-        try:
-            return self._call(raw, timeout=seconds)  # type: ignore[no-any-return]
-        except grpc.RpcError as error:
-            raise _refusal(error, seconds) from None
+        with self._tracer.span("peer"):
+            try:
+                return self._call(raw, timeout=seconds, metadata=self._tracer.headers())  # type: ignore[no-any-return]
+            except grpc.RpcError as error:
+                raise _refusal(error, seconds) from None
 
     def begin(self, raw: bytes, seconds: float, done: Callable[[bool], None]) -> None:
         """Send a request and go on; ``done`` is told, in another thread, whether it was answered."""

@@ -49,6 +49,8 @@ class Part:
 class Outcome:
     """What the active side makes of both parts: the mean (a probability), the margin, points and reason codes.
 
+    ``calibrated`` is the probability that held on held-out rows; None where a model was trained without them.
+
     Where the contract tells the band alone: its number, the active side's own reason codes, and nothing else.
     """
 
@@ -57,6 +59,7 @@ class Outcome:
     score: float | None = None
     reasons: tuple[str, ...] = ()
     band: int | None = None
+    calibrated: float | None = None
 
 
 class TreesPassive:
@@ -88,7 +91,7 @@ class TreesActive:
             raise BadConfig("models of several classes or labels are scored by `predict` only")
         self.splits, self._forest = share.passive_splits, share.forest
         self._bins, self._first = _Bins(share.binning.features, names), np.zeros(1, np.int64)
-        self._mean = objective_of(contract.boost, 1).mean
+        self._mean, self._calibration = objective_of(contract.boost, 1).mean, share.calibration
         self.outcome((math.nan,) * len(names), Part(bytes(self.due)))  # compiles the kernel
 
     @property
@@ -100,7 +103,8 @@ class TreesActive:
         """Walk the trees. ``part.sides`` has :attr:`due` bytes."""
         sides = np.unpackbits(np.frombuffer(part.sides, np.uint8), count=self.splits, bitorder="little")
         margins = self._forest.margins(self._bins.codes(row)[:, None], sides[:, None], self._first)
-        return Outcome(float(self._mean(margins)[0, 0]), float(margins[0, 0]))
+        calibrated = None if self._calibration is None else float(self._calibration.of(margins[0])[0])
+        return Outcome(float(self._mean(margins)[0, 0]), float(margins[0, 0]), calibrated=calibrated)
 
     def codes(self, row: Row) -> list[int]:
         """The bin of each feature, for counts."""
@@ -184,9 +188,15 @@ class _Bins:
 
     def __init__(self, features: Sequence[FeatureBins], names: Sequence[str]) -> None:
         self._columns = [(names.index(feature.name), _coder(Codes(feature))) for feature in features]
+        self._last: tuple[Row, U8] = ((), np.empty(0, np.uint8))
 
     def codes(self, row: Row) -> U8:
-        return np.array([code(row[at]) for at, code in self._columns], np.uint8)
+        """The same row may be asked for twice, for its score and for the counts."""
+        last, codes = self._last
+        if last is not row:
+            codes = np.array([code(row[at]) for at, code in self._columns], np.uint8)
+            self._last = row, codes
+        return codes
 
 
 def _coder(codes: Codes) -> Callable[[Value], int]:

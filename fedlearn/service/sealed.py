@@ -56,7 +56,7 @@ def _agreed(contract: Contract, model_id: bytes, splits: int | None) -> Agreed:
 
 # --- active ------------------------------------------------------------------------------------------
 
-Bands = Callable[[F64, F64 | None], I64]  # of means and, where there are such, scores
+Bands = Callable[[F64, dict[str, F64 | None]], I64]  # of means and, where there are such, other measures by name
 
 
 class SealedTrees(TreesActive):
@@ -81,9 +81,11 @@ class SealedTrees(TreesActive):
         share = protocol.ask_sum(self._at, asked, self._trees.nesting, numbers, told)
         if self._at.table is None:
             margins = self._margins(constant + np.array([share]))
-            return Outcome(float(self._mean(margins)[0, 0]), float(margins[0, 0]))
+            calibrated = None if self._calibration is None else float(self._calibration.of(margins[0])[0])
+            return Outcome(float(self._mean(margins)[0, 0]), float(margins[0, 0]), calibrated=calibrated)
         margins = self._margins(constant + protocol.totals(self._at, share))
-        return Outcome(None, None, band=protocol.ask_band(self._at, asked, bands(self._mean(margins)[0], None), told))
+        others = {"calibrated": None if self._calibration is None else self._calibration.of(margins[0])}
+        return Outcome(None, None, band=protocol.ask_band(self._at, asked, bands(self._mean(margins)[0], others), told))
 
     def _margins(self, units: I64) -> F64:
         return self._base + units[None, :] / self._at.unit
@@ -106,7 +108,7 @@ class SealedLinear(Linear):
         card, scores = self._contract.scorecard, None
         if card is not None:
             scores = card.base_score - card.pdo / math.log(2) * (math.log(card.base_odds) + margins)
-        band = protocol.ask_band(self._at, asked, bands(means, scores), told)
+        band = protocol.ask_band(self._at, asked, bands(means, {"score": scores}), told)
         return Outcome(None, None, reasons=own.reasons, band=band)
 
 
@@ -134,9 +136,9 @@ class SealedDeciding(Deciding):
         except protocol.Unfit as error:
             raise Refusal("peer-misbehaved", f"the other party {error}") from None
 
-    def _bands(self, means: F64, scores: F64 | None) -> I64:
-        values = scores if self._service.measure == "score" and scores is not None else means
-        return band_numbers(self._service.bands, values)
+    def _bands(self, means: F64, others: dict[str, F64 | None]) -> I64:
+        chosen = others.get(self._service.measure)
+        return band_numbers(self._service.bands, means if chosen is None else chosen)
 
 
 def band_numbers(bands: Sequence[Band], values: F64) -> I64:

@@ -21,15 +21,25 @@ Row = tuple[Value, ...]
 _MOST_ROWS = 100_000_000
 
 
+class StoreAway(Exception):
+    """The store does not answer now, or not in time; a later request may find it back."""
+
+
 class Features(Protocol):
     """One party's applicants. ``get`` may be called by several threads."""
 
     def get(self, applicant: str) -> Row | None:
         """The features of a normalised identifier; None for an unknown one.
 
-        A missing number is NaN, a missing text None. Raises ValueError, with the column's name, for what is no finite
-        number where a number belongs.
+        A missing number is NaN, a missing text None.
+
+        Raises:
+            ValueError: with the column's name, for what is no finite number where a number belongs.
+            StoreAway: there is no answer in time.
         """
+
+    def close(self) -> None:
+        """Give up its connections."""
 
 
 def open_store(store: Store, key: Key, features: dict[str, Kind]) -> Features:
@@ -38,9 +48,18 @@ def open_store(store: Store, key: Key, features: dict[str, Kind]) -> Features:
     Raises:
         OwnMistake: it cannot be read, or lacks a column.
     """
-    if store.kind == "sqlite":
-        return SqliteStore(store.path, store.table, key.column, features)
-    return TableStore(store.path, key, features)
+    if store.kind in ("postgres", "redis"):
+        from fedlearn.service import remote  # whose packages are extras
+
+        if store.kind == "redis":
+            return remote.RedisStore(store, features)
+        return remote.PostgresStore(store, key.column, features)
+    path = Path() if store.path is None else store.path
+    return (
+        SqliteStore(path, store.table, key.column, features)
+        if store.kind == "sqlite"
+        else TableStore(path, key, features)
+    )
 
 
 def normaliser(key: Key) -> Callable[[str], str | None]:
@@ -70,6 +89,9 @@ class TableStore:
         at = self._places.get(applicant)
         return None if at is None else tuple(column(at) for column in self._columns)
 
+    def close(self) -> None:
+        """Nothing to give up."""
+
 
 def _reader(values: Column) -> Callable[[int], Value]:
     if isinstance(values, np.ndarray):
@@ -98,10 +120,16 @@ class SqliteStore:
 
     def get(self, applicant: str) -> Row | None:
         """See :class:`Features`."""
-        row = self._base().execute(self._query, (applicant,)).fetchone()
+        try:
+            row = self._base().execute(self._query, (applicant,)).fetchone()
+        except sqlite3.Error:
+            raise StoreAway from None
         if row is None:
             return None
-        return tuple(_typed(value, *column) for value, column in zip(row, self._kinds.items(), strict=True))
+        return tuple(typed(value, *column) for value, column in zip(row, self._kinds.items(), strict=True))
+
+    def close(self) -> None:
+        """Each thread's connection ends with the thread."""
 
     def _base(self) -> sqlite3.Connection:
         base: sqlite3.Connection | None = getattr(self._connections, "base", None)
@@ -110,14 +138,20 @@ class SqliteStore:
         return base
 
 
-def _typed(value: object, name: str, kind: Kind) -> Value:
+def typed(value: object, name: str, kind: Kind) -> Value:
+    """A value as a database gives it. Raises ValueError, with the column's name; see :class:`Features`."""
     if kind == "category":
-        return None if value is None else str(value).strip() or None
+        text = str(value).lower() if isinstance(value, bool) else str(value)  # true and false, as tables have them
+        return None if value is None else text.strip() or None
     if value is None:
         return float("nan")
-    if not isinstance(value, int | float) or value in (float("inf"), float("-inf")):
+    try:
+        number = float(value)  # type: ignore[arg-type]
+    except (ValueError, TypeError):
+        raise ValueError(name) from None
+    if number in (float("inf"), float("-inf")):
         raise ValueError(name)
-    return float(value)
+    return number
 
 
 def _quoted(name: str) -> str:

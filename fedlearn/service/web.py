@@ -22,6 +22,7 @@ from fedlearn.contract import Tls
 from fedlearn.errors import BadConfig
 from fedlearn.keys import check_own, party_names
 from fedlearn.service.common import MOST_BYTES, STATUSES, Refusal
+from fedlearn.service.tracing import HEADER, OFF, Tracer
 from fedlearn.v1 import serve_pb2 as pb
 
 Answer = Callable[[str, bytes], bytes]
@@ -111,7 +112,7 @@ def tls_context(tls: Tls, me: str) -> ssl.SSLContext:
     return context
 
 
-def scoring(answer: Answer) -> type[BaseHTTPRequestHandler]:
+def scoring(answer: Answer, tracer: Tracer = OFF) -> type[BaseHTTPRequestHandler]:
     """The handler of the scoring endpoint."""
 
     class Handler(_Handler):
@@ -132,7 +133,8 @@ def scoring(answer: Answer) -> type[BaseHTTPRequestHandler]:
                 if self.path != "/v1/score":
                     self._refuse(404, "unknown-path", "there are POST /v1/score and GET /openapi.json")
                     return
-                reply = pb.ScoreReply.FromString(answer(self._caller(), _request(body)))
+                with tracer.span("request", self.headers.get(HEADER, "")):
+                    reply = pb.ScoreReply.FromString(answer(self._caller(), _request(body)))
                 self.tell(200, json.dumps(_plain(reply)).encode())
             except Refusal as refusal:
                 self._refuse(STATUSES[refusal.status][1], refusal.status, str(refusal))

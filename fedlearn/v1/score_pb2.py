@@ -24,15 +24,17 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17\x66\x65\x64learn/v1/score.proto\x12\x0b\x66\x65\x64learn.v1\"7\n\nScoreSides\x12\r\n\x05\x66irst\x18\x01 \x01(\r\x12\x0c\n\x04rows\x18\x02 \x01(\x04\x12\x0c\n\x04\x62its\x18\x03 \x03(\x0c\"\x0b\n\tScoreDoneb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17\x66\x65\x64learn/v1/score.proto\x12\x0b\x66\x65\x64learn.v1\"\x1b\n\tScoreFrom\x12\x0e\n\x06pieces\x18\x01 \x01(\r\"7\n\nScoreSides\x12\r\n\x05\x66irst\x18\x01 \x01(\r\x12\x0c\n\x04rows\x18\x02 \x01(\x04\x12\x0c\n\x04\x62its\x18\x03 \x03(\x0c\"\x0b\n\tScoreDoneb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'fedlearn.v1.score_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_SCORESIDES']._serialized_start=40
-  _globals['_SCORESIDES']._serialized_end=95
-  _globals['_SCOREDONE']._serialized_start=97
-  _globals['_SCOREDONE']._serialized_end=108
+  _globals['_SCOREFROM']._serialized_start=40
+  _globals['_SCOREFROM']._serialized_end=67
+  _globals['_SCORESIDES']._serialized_start=69
+  _globals['_SCORESIDES']._serialized_end=124
+  _globals['_SCOREDONE']._serialized_start=126
+  _globals['_SCOREDONE']._serialized_end=137
 # @@protoc_insertion_point(module_scope)

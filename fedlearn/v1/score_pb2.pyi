@@ -6,6 +6,12 @@ from typing import ClassVar as _ClassVar, Optional as _Optional
 
 DESCRIPTOR: _descriptor.FileDescriptor
 
+class ScoreFrom(_message.Message):
+    __slots__ = ("pieces",)
+    PIECES_FIELD_NUMBER: _ClassVar[int]
+    pieces: int
+    def __init__(self, pieces: _Optional[int] = ...) -> None: ...
+
 class ScoreSides(_message.Message):
     __slots__ = ("first", "rows", "bits")
     FIRST_FIELD_NUMBER: _ClassVar[int]

@@ -55,7 +55,7 @@ class ScoreRequest(_message.Message):
     def __init__(self, request_id: _Optional[str] = ..., applicant: _Optional[str] = ..., purpose: _Optional[str] = ..., consent: _Optional[str] = ..., consent_expires: _Optional[str] = ..., protocol: _Optional[int] = ...) -> None: ...
 
 class ScoreReply(_message.Message):
-    __slots__ = ("request_id", "model", "probability", "margin", "score", "reasons", "band", "decision", "fallback", "fallback_reason")
+    __slots__ = ("request_id", "model", "probability", "margin", "score", "reasons", "band", "decision", "fallback", "fallback_reason", "calibrated")
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     MODEL_FIELD_NUMBER: _ClassVar[int]
     PROBABILITY_FIELD_NUMBER: _ClassVar[int]
@@ -66,6 +66,7 @@ class ScoreReply(_message.Message):
     DECISION_FIELD_NUMBER: _ClassVar[int]
     FALLBACK_FIELD_NUMBER: _ClassVar[int]
     FALLBACK_REASON_FIELD_NUMBER: _ClassVar[int]
+    CALIBRATED_FIELD_NUMBER: _ClassVar[int]
     request_id: str
     model: str
     probability: float
@@ -76,4 +77,5 @@ class ScoreReply(_message.Message):
     decision: str
     fallback: bool
     fallback_reason: str
-    def __init__(self, request_id: _Optional[str] = ..., model: _Optional[str] = ..., probability: _Optional[float] = ..., margin: _Optional[float] = ..., score: _Optional[float] = ..., reasons: _Optional[_Iterable[str]] = ..., band: _Optional[str] = ..., decision: _Optional[str] = ..., fallback: _Optional[bool] = ..., fallback_reason: _Optional[str] = ...) -> None: ...
+    calibrated: float
+    def __init__(self, request_id: _Optional[str] = ..., model: _Optional[str] = ..., probability: _Optional[float] = ..., margin: _Optional[float] = ..., score: _Optional[float] = ..., reasons: _Optional[_Iterable[str]] = ..., band: _Optional[str] = ..., decision: _Optional[str] = ..., fallback: _Optional[bool] = ..., fallback_reason: _Optional[str] = ..., calibrated: _Optional[float] = ...) -> None: ...

@@ -1,0 +1,102 @@
+"""``fedlearn bench predict``: batch scoring, both parties as ``fedlearn predict`` processes over mutual TLS.
+
+The trees are those of ``bench serve``. Times are the whole command's, from reading Parquet to written Parquet, and
+those of its phases.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import tomli_w
+from pyarrow import parquet
+
+from fedlearn import keys
+from fedlearn.bench import serve
+from fedlearn.bench.pair import PARTIES, free_port
+from fedlearn.contract import Align, Boost, Budget, Contract, Key, Label, Side
+from fedlearn.errors import FedlearnError
+from fedlearn.models import share as trees
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What is measured: so many rows on either side, all shared, and a model of this size."""
+
+    rows: int = 1_000_000
+    trees: int = 100
+    depth: int = 5
+
+
+def measure(setting: Setting) -> dict[str, Any]:
+    """Score one batch.
+
+    Raises:
+        FedlearnError: a party failed, with what it said.
+    """
+    with tempfile.TemporaryDirectory() as place:
+        folder = Path(place)
+        files = _prepare(folder, setting)
+        begun = time.perf_counter()
+        command = [sys.executable, "-m", "fedlearn", "predict", "--json", "--progress", "none", "--format", "parquet"]
+        processes = [
+            subprocess.Popen(
+                [*command, "--party", str(files[party])], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+            )
+            for party in PARTIES
+        ]
+        said = [process.communicate() for process in processes]
+        seconds = time.perf_counter() - begun
+        for party, process, (_, complaint) in zip(PARTIES, processes, said, strict=True):
+            if process.returncode:
+                raise FedlearnError(f"the {party} side of the benchmark failed: {complaint.strip()[-2000:]}")
+        used = os.times()
+        active = json.loads(said[0][0])
+        written = parquet.read_metadata(folder / "active" / "results" / "predictions" / "scores.parquet")
+        return {
+            "rows": setting.rows, "trees": setting.trees, "depth": setting.depth, "seconds": round(seconds, 2),
+            "cpu_seconds_both": round(used.children_user + used.children_system, 2),
+            "phase_seconds": {name: round(phase["seconds"], 2) for name, phase in active["phases"].items()},
+            "megabytes": round((active["bytes_sent"] + active["bytes_received"]) / 1e6, 1),
+            "pieces": active["pieces"], "rows_written": written.num_rows,
+        }  # fmt: skip
+
+
+def _prepare(folder: Path, setting: Setting) -> dict[str, Path]:
+    keys.create_authority(folder / "authority", "bench authority")
+    sides = {party: Side(name=party, features=dict.fromkeys(serve.names(party), "number")) for party in PARTIES}
+    contract = Contract(
+        name="bench", purpose="measure batch scoring", expires=date(2999, 12, 31), active=sides["active"],
+        passive=sides["passive"], label=Label(column="label"), align=Align(key=Key(column="id", normalise="digits")),
+        boost=Boost(trees=setting.trees, depth=setting.depth, bins=32), budget=Budget(rows=max(1000, setting.rows)),
+    )  # fmt: skip
+    draws = np.random.default_rng(1)
+    shares = serve.shares(serve.Setting(trees=setting.trees, depth=setting.depth), draws)
+    address, files = f"127.0.0.1:{free_port()}", {}
+    for party, way in zip(PARTIES, ("connect", "listen"), strict=True):
+        tls = keys.issue(folder / "authority", folder / party, party)
+        ids = [f"{n:09d}" for n in draws.permutation(setting.rows)]
+        columns: dict[str, Any] = {name: draws.random(setting.rows) for name in serve.names(party)}
+        parquet.write_table(pa.table({"id": ids, **columns}), folder / party / "table.parquet")
+        terms = contract.model_dump(mode="json", exclude_none=True)
+        (folder / party / "contract.toml").write_text(tomli_w.dumps(terms), encoding="utf-8")
+        own = {
+            "party": party, "contract": "contract.toml", "data": {"path": "table.parquet"}, "network": {way: address},
+            "tls": {name: str(path) for name, path in tls}, "output": {"folder": "results"},
+        }  # fmt: skip
+        files[party] = folder / party / "party.toml"
+        files[party].write_text(tomli_w.dumps(own), encoding="utf-8")
+        (folder / party / "results" / "model").mkdir(parents=True)
+        trees.save(shares[party], folder / party / "results" / "model", contract, party)
+    return files
