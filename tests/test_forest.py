@@ -5,14 +5,14 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from fedlearn.bench.serve import Setting, _shares
+from fedlearn.bench.serve import Setting, shares
 from fedlearn.models import forest as forests
 from fedlearn.models.share import ActiveShare
 
 
 def test_many_rows_as_each_by_itself(monkeypatch: pytest.MonkeyPatch) -> None:
     draws = np.random.default_rng(3)
-    share = _shares(Setting(trees=7, depth=4), draws)["active"]
+    share = shares(Setting(trees=7, depth=4), draws)["active"]
     assert isinstance(share, ActiveShare)
     rows, universe = 1000, 1300
     bins = draws.integers(0, 33, (15, rows), np.uint8)
