@@ -27,12 +27,13 @@ def contract_schema() -> None:
 
 
 @contract_app.command("hash")
-def contract_hash(file: File) -> None:
+def contract_hash(file: File, as_json: Annotated[bool, typer.Option("--json", help="print JSON")] = False) -> None:
     """Print the hash that both sides must agree on.
 
     Example: fedlearn contract hash contract.toml      (and the peer compares it with its own)
     """
-    out.print(load_contract(file).hash().hex(), highlight=False)
+    found = load_contract(file).hash().hex()
+    print(json.dumps({"hash": found}) if as_json else found)
 
 
 @contract_app.command("show")

@@ -22,13 +22,21 @@ Format = Annotated[str, typer.Option("--format", help="view (JSON), text, or xgb
 Out = Annotated[Path | None, typer.Option("--out", help="write to this new file instead of printing")]
 
 
-def export(party: PartyPath, run_folder: Folder = None, style: Format = "view", out: Out = None) -> None:
+def export(
+    party: PartyPath,
+    run_folder: Folder = None,
+    style: Format = "view",
+    out: Out = None,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="say in JSON where it was written; view and xgboost are JSON")
+    ] = False,
+) -> None:
     """Write this party's share of a model in its features' own terms; nothing is sent to anybody.
 
     Example: party-b export --format text
     """
-    if style not in ("view", "text", "xgboost"):
-        raise OwnMistake(f"--format {style} is not view, text or xgboost")
+    if style not in ("view", "text", "xgboost") or (as_json and style == "text" and out is None):
+        raise OwnMistake(f"--format {style} is not view, text or xgboost; --json prints no text")
     if out is not None and out.exists():
         raise OutputExists(f"{out} already exists")
     settings = load_party(party)
@@ -49,4 +57,4 @@ def export(party: PartyPath, run_folder: Folder = None, style: Format = "view", 
         print(written, end="")
         return
     out.write_text(written, encoding="utf-8")
-    show.out.print(f"wrote {out}")
+    print(json.dumps({"written": str(out)})) if as_json else show.out.print(f"wrote {out}")

@@ -6,14 +6,14 @@ import json
 import signal
 import sys
 from types import FrameType
-from typing import Any
+from typing import Annotated, Any
 
 import typer
 from rich.text import Text
 
-from fedlearn import __version__
+from fedlearn import PROTOCOL_VERSION, __version__
 from fedlearn.cli import agreement, bench, demo, export, keys, new, party, recipe, report, service
-from fedlearn.cli.show import err, out
+from fedlearn.cli.show import err
 from fedlearn.errors import CannotWrite, FedlearnError, Interrupted
 
 app = typer.Typer(
@@ -38,12 +38,12 @@ app.add_typer(bench.app, name="bench", rich_help_panel="Measure")
 
 
 @app.command(rich_help_panel="Set up")
-def version() -> None:
+def version(as_json: Annotated[bool, typer.Option("--json", help="print JSON")] = False) -> None:
     """Print the release.
 
     Example: fedlearn version
     """
-    out.print(__version__)
+    print(json.dumps({"release": __version__, "protocol": PROTOCOL_VERSION}) if as_json else __version__)
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -111,13 +111,16 @@ def retire(party: PartyPath, name: Name, version: Version, as_json: Json = False
 
 @registry_app.command()
 def resign(
-    party: PartyPath, former: Annotated[Path, typer.Option(help="PEM file of the key that signed so far")]
+    party: PartyPath,
+    former: Annotated[Path, typer.Option(help="PEM file of the key that signed so far")],
+    as_json: Json = False,
 ) -> None:
     """Sign the registry anew after this party's key was replaced.
 
     Example: fedlearn registry resign --former keys/old.key --party party.toml
     """
-    show.out.print(f"{open_registry(load_party(party))[0].resign(former)} entries and states signed with the new key")
+    signed = open_registry(load_party(party))[0].resign(former)
+    show.told("registry", {"entries_and_states_signed": signed}, as_json)
 
 
 def _tell(entry: Entry, as_json: bool) -> None:

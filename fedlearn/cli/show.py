@@ -191,6 +191,16 @@ def facts_table(title: str, facts: dict[str, Any]) -> Table:
     return table
 
 
+def told(title: str, facts: dict[str, Any], as_json: bool) -> None:
+    """Print plain facts as a table, or as JSON."""
+    if as_json:
+        print(
+            json.dumps({name: value if isinstance(value, int | float) else str(value) for name, value in facts.items()})
+        )
+    else:
+        out.print(facts_table(title, facts))
+
+
 def _shown(name: str, value: Any) -> str:
     if value is None:
         return ""
