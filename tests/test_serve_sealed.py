@@ -89,7 +89,7 @@ def test_the_noise_of_an_answer_is_the_flood_whatever_was_multiplied() -> None:
                 hint, word = inner.answer(at, question, row)
                 whole = np.zeros((lwe.N, 8), np.uint8)
                 whole[:, 8 - at.kept :] = np.frombuffer(hint, np.uint8).reshape(lwe.N, at.kept)
-                known = lwe.known_part(whole.view("<u8").reshape(1, lwe.N).astype(np.uint64), secret)[0]
+                known = lwe.known_part(lwe.digits_of(whole.view("<u8").reshape(1, lwe.N).astype(np.uint64)), secret)[0]
                 noise.append(float((np.frombuffer(word, "<u8") - known).view(np.int64)[0]))
             deviation = 2.0 ** (at.plan.shift - lwe.FLOOD_BITS_BELOW)
             assert np.std(noise) == pytest.approx(deviation, rel=0.2)

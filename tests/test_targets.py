@@ -118,7 +118,7 @@ def test_train_predict_and_export(tmp_path: Path, capsys: pytest.CaptureFixture[
     for name in ("label", "label_amount", "prediction_amount_joint", "probability_size_alone"):
         assert name in held_out[0]
     scores = read_csv(pair.output("bank") / "predictions" / "scores.csv")
-    expected = ["id", "probability", "log_odds", "prediction_amount", "probability_size", "log_odds_size"]
+    expected = ["id", "probability", "log_odds", "prediction_amount", "probability_size", "log_odds_size", "calibrated"]
     assert list(scores[0]) == expected
     assert "All labels" in (pair.output("bank") / "model" / "report.html").read_text(encoding="utf-8")
     bank = ["--party", files[1] if "bank" in files[1] else files[0]]
