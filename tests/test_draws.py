@@ -147,3 +147,12 @@ def test_permutations_are_uniform() -> None:
     counts = np.unique(codes, axis=0, return_counts=True)[1]
     assert len(counts) == 24
     assert uniform(counts)
+
+
+def test_a_mask_is_the_stream() -> None:
+    for count in (0, 1, 17, (1 << 20) + 5):
+        data, out = np.arange(count, dtype=np.uint8), np.empty(count, np.uint8)
+        masking, plain = Draws(bytes(32)), Draws(bytes(32))
+        masking.mask(data, out)
+        np.testing.assert_array_equal(out ^ data, plain.bytes(count))
+        np.testing.assert_array_equal(masking.bytes(9), plain.bytes(9))

@@ -37,6 +37,15 @@ class Draws:
             self._stream.update_into(memoryview(_ZEROS)[: len(piece)], piece)
         return out
 
+    def mask(self, data: NDArray[np.uint8], out: NDArray[np.uint8]) -> None:
+        """XOR the next ``len(data)`` bytes of the stream to ``data`` (n,) into ``out`` (n,), another array.
+
+        The cipher does it in its own pass: in counter mode that is encryption.
+        """
+        source, target = memoryview(data), memoryview(out)  # type: ignore[arg-type]
+        for start in range(0, len(data), len(_ZEROS)):
+            self._stream.update_into(source[start : start + len(_ZEROS)], target[start : start + len(_ZEROS)])
+
     def words(self, count: int) -> NDArray[np.uint64]:
         """``count`` uniform 64-bit words."""
         return self.bytes(8 * count).view(np.uint64)

@@ -259,22 +259,22 @@ class Receiver:
         code, rows = Code.of(options), len(choices)
         _check_batch(self._batches, rows)
         words = code.columns(choices)
-        masked = np.empty((code.length, words.shape[1]), np.uint8)
+        width = words.shape[1]
+        masked, nothing = np.empty((code.length, width), np.uint8), np.zeros(width, np.uint8)
         columns = _columns(code, rows)
 
         def fill(piece: range) -> None:
             for i in piece:
                 zero, one = self._streams[i]
-                own = columns[i, : masked.shape[1]]
-                own[:] = zero.bytes(len(own))
-                np.bitwise_xor(own, one.bytes(len(own)), out=masked[i])
-                masked[i] ^= words[i % code.period]
+                own = columns[i, :width]
+                zero.mask(nothing, own)
+                one.mask(own ^ words[i % code.period], masked[i])
 
         spread(fill, ranges(code.length, CORES))
         pads = np.zeros((1, columns.shape[1]), np.uint8)
         kernel.add_pads(columns, np.zeros((1, kernel.WORDS), np.uint32), self._tag, self._batches, pads)
         self._batches += 1
-        return memoryview(masked.reshape(-1)), pads[0, : masked.shape[1]]  # type: ignore[arg-type]
+        return memoryview(masked.reshape(-1)), pads[0, :width]  # type: ignore[arg-type]
 
 
 class Sender:
@@ -318,8 +318,7 @@ class Sender:
 
         def fill(piece: range) -> None:
             for i in piece:
-                np.bitwise_and(received[i], taken[i], out=columns[i, :width])
-                columns[i, :width] ^= self._streams[i].bytes(width)
+                self._streams[i].mask(received[i] & taken[i], columns[i, :width])
 
         spread(fill, ranges(code.length, CORES))
         out = np.zeros((len(bits), columns.shape[1]), np.uint8)
