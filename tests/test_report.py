@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import html.parser
 import json
 import shutil
@@ -275,6 +276,56 @@ def test_in_a_browser(trees: Pair, party: str, width: int, tmp_path: Path) -> No
         assert 0.002 < np.mean(part.min(axis=2) < 0.8) < 0.6
     right = seen[:, -6:]  # nothing runs out of the page on the right
     assert np.mean(right.min(axis=2) < 0.8) < 0.01
+
+
+#: Appended to a copy of the report: which boxes overlap, and what is wider than the page. The report has no script.
+PROBE = """<script>
+const box = e => e.getBoundingClientRect();
+const meet = (a, b) => Math.min(a.right, b.right) - Math.max(a.left, b.left) > 1
+                    && Math.min(a.bottom, b.bottom) - Math.max(a.top, b.top) > 1;
+const found = [];
+const pairs = list => list.forEach((a, i) => list.slice(i + 1).forEach(b => {
+  if (meet(box(a), box(b))) found.push(`${a.textContent.slice(0, 30)} over ${b.textContent.slice(0, 30)}`);
+}));
+pairs([...document.body.children].filter(e => e.tagName !== "SCRIPT"));
+document.querySelectorAll("svg").forEach(svg => pairs([...svg.querySelectorAll("text")]));
+document.querySelectorAll("td, th").forEach(cell => pairs([...cell.children]));
+document.querySelectorAll("body > *").forEach(e => {
+  if (box(e).right > innerWidth + 1) found.push("wide: " + e.tagName);
+});
+const told = document.createElement("pre");
+told.id = "found"; told.textContent = "FOUND" + JSON.stringify(found) + "END";
+document.body.append(told);
+</script>"""
+
+
+def chromium(profile: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    assert CHROMIUM is not None
+    quiet = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking", "--no-first-run"]
+    command = [CHROMIUM, *quiet, f"--user-data-dir={profile}", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=True, timeout=120)
+
+
+@pytest.mark.parametrize("width", [400, 1100])
+def test_nothing_overlaps(trees: Pair, card: Pair, width: int, tmp_path: Path) -> None:
+    if CHROMIUM is None:
+        pytest.skip("no chromium here: whether parts of the report overlap was not tested")
+    for pair, party in ((trees, "bank"), (card, "bank"), (card, "platform")):
+        copy = tmp_path / "probed.html"
+        copy.write_text(report_of(pair, party).replace("</body>", PROBE + "</body>"), encoding="utf-8")
+        dom = chromium(tmp_path / "profile", f"--window-size={width},2400", "--dump-dom", copy.as_uri()).stdout
+        found = html.unescape(dom.split(">FOUND")[1].split("END<")[0])
+        assert json.loads(found) == [], (party, found)
+
+
+def test_it_prints(trees: Pair, tmp_path: Path) -> None:
+    if CHROMIUM is None:
+        pytest.skip("no chromium here: printing was not tested")
+    path = trees.output("bank") / "model" / "report.html"
+    chromium(tmp_path / "profile", f"--print-to-pdf={tmp_path / 'report.pdf'}", path.as_uri())
+    printed = (tmp_path / "report.pdf").read_bytes()
+    assert printed.startswith(b"%PDF")
+    assert printed.count(b"/Type /Page\n") + printed.count(b"/Type /Page ") + printed.count(b"/Type/Page/") >= 2
 
 
 # --- the commands ------------------------------------------------------------------------------------
