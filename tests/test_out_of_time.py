@@ -123,7 +123,8 @@ def test_a_regression_does_not_depend_on_them_either(tmp_path: Path, keyring: Pa
             row["outcome"] = {"good": "bad", "bad": "good"}[row["outcome"]]
     write_csv(tmp_path / "bank" / "table.csv", pair.rows["bank"])
     other, _ = trained(pair, "again")
-    assert other["deviance"] == pytest.approx(bank["deviance"], rel=1e-6)
+    # Fixed-point shares and their random rounding move the fit by some 1e-6; turned outcomes would by far more.
+    assert other["deviance"] == pytest.approx(bank["deviance"], rel=1e-4)
     assert other["samples"]["out_of_time"] != told["out_of_time"]
 
 
