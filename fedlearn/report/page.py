@@ -7,7 +7,6 @@ script and asks for nothing from anywhere, so it can be sent, printed and archiv
 from __future__ import annotations
 
 import json
-import re
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -106,12 +105,12 @@ def page(run: Run) -> str:
 
 def _with_contents(parts: list[Markup | None]) -> Markup:
     """The sections, with a list of their headings after the head and the cards. Texts are escaped: an h2 is ours."""
-    first, rest = join(*parts[:2]), join(*parts[2:])
-    titles = re.findall("<h2>(.*?)</h2>", rest)
-    for k in range(len(titles)):
-        rest = Markup(rest.replace("<h2>", f'<h2 id="s{k + 1}">', 1))
-    links = [tag("a", Markup(title), href=f"#s{k + 1}") for k, title in enumerate(titles)]
-    return join(first, tag("nav", *links, aria_label="Contents"), rest)
+    before, *sections = join(*parts[2:]).split("<h2>")
+    links, found = [], [Markup(before)]
+    for k, section in enumerate(sections, 1):
+        links.append(tag("a", Markup(section.split("</h2>")[0]), href=f"#s{k}"))
+        found.append(Markup(f'<h2 id="s{k}">{section}'))
+    return join(*parts[:2], tag("nav", *links, aria_label="Contents"), *found)
 
 
 def write(folder: Path, contract: Contract, party: str) -> Path:
@@ -154,9 +153,7 @@ def _cards(run: Run) -> Markup:
                 _card("Uplift in AUC", f"{gain.value:+.4f}", minus(f"95 %: {gain.low:+.4f} to {gain.high:+.4f}"))
             )
     seconds = sum(p["seconds"] for p in facts["phases"].values())
-    found.append(
-        _card("Time", f"{seconds:.1f} s", f"{size(facts['bytes_sent'] + facts['bytes_received'])} exchanged")
-    )
+    found.append(_card("Time", f"{seconds:.1f} s", f"{size(facts['bytes_sent'] + facts['bytes_received'])} exchanged"))
     return tag("div", *found, class_="cards")
 
 
