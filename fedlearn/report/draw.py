@@ -8,11 +8,11 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from fedlearn.report.markup import Markup, join, size, tag
+from fedlearn.report.markup import Markup, join, minus, size, tag
 
 F64 = NDArray[np.float64]
 WIDTH, HEIGHT = 440, 300
-_LEFT, _RIGHT, _TOP, _BOTTOM = 58, 12, 10, 44
+_LEFT, _RIGHT, _TOP, _BOTTOM = 58, 14, 10, 46
 JOINT, ALONE, GOOD, BAD, PLAIN = "#0b6e99", "#c2701c", "#3b8f5a", "#b3363b", "#8a8f98"
 _MOST_POINTS = 300
 
@@ -88,7 +88,7 @@ def plot(
     title: str, marks: list[Mark], x: tuple[float, float], y: tuple[float, float], x_label: str, y_label: str,
     legend: dict[str, str] | None = None, note: str = "",
 ) -> Markup:  # fmt: skip
-    """A figure with axes, marks, and a caption that holds the legend (so that it cannot cover the marks)."""
+    """A figure with a caption that holds the legend (so that it cannot cover the marks), axes and marks."""
     frame = Frame(_widened(x), _widened(y))
     swatches = [
         tag("span", tag("i", style=f"background:{colour}"), name, class_="key")
@@ -99,7 +99,7 @@ def plot(
         viewBox=f"0 0 {WIDTH} {HEIGHT}", role="img", xmlns="http://www.w3.org/2000/svg",
     )  # fmt: skip
     caption = tag("figcaption", tag("b", title), *swatches, tag("span", note, class_="note") if note else None)
-    return tag("figure", picture, caption)
+    return tag("figure", caption, picture)
 
 
 def _widened(ends: tuple[float, float]) -> tuple[float, float]:
@@ -121,11 +121,12 @@ def _axes(frame: Frame, x_label: str, y_label: str) -> Markup:
     for value in ticks(*frame.x):
         at = f"{float(frame.across(value)):.1f}"
         found.append(tag("line", x1=at, x2=at, y1=_TOP, y2=floor, class_="grid"))
-        found.append(tag("text", f"{value:.4g}", x=at, y=floor + 16, text_anchor="middle"))
+        found.append(tag("text", minus(f"{value:.4g}"), x=at, y=floor + 16, text_anchor="middle"))
     for value in ticks(*frame.y):
         at = f"{float(frame.down(value)):.1f}"
         found.append(tag("line", x1=left, x2=WIDTH - _RIGHT, y1=at, y2=at, class_="grid"))
-        found.append(tag("text", f"{value:.4g}", x=left - 6, y=at, dy="0.32em", text_anchor="end"))
+        found.append(tag("text", minus(f"{value:.4g}"), x=left - 6, y=at, dy="0.32em", text_anchor="end"))
+    found.append(tag("path", d=f"M{left} {_TOP} V{floor} H{WIDTH - _RIGHT}", fill="none", class_="frame"))
     middle = (_TOP + floor) / 2
     found.append(tag("text", x_label, x=(left + WIDTH - _RIGHT) / 2, y=HEIGHT - 8, text_anchor="middle", class_="axis"))
     turned = f"rotate(-90 12 {middle})"
@@ -144,10 +145,11 @@ def conversation(me: str, peer: str, phases: dict[str, dict[str, float]]) -> Mar
     Args:
         me: whose figures these are.
         peer: the other party.
-        phases: seconds, bytes_sent and bytes_received by phase, in their order.
+        phases: seconds, bytes_sent and bytes_received by phase, in their order; silent ones are left out.
     """
     left, right, row, top = 150, 590, 64, 46
-    height = top + row * len(phases) + 14
+    phases = {name: p for name, p in phases.items() if p["bytes_sent"] or p["bytes_received"]}
+    height = top + row * len(phases)
     found = [tag("line", x1=x, x2=x, y1=30, y2=height, stroke=PLAIN, stroke_dasharray="3 3") for x in (left, right)] + [
         tag("text", name, x=x, y=20, text_anchor="middle", class_="who") for name, x in ((me, left), (peer, right))
     ]
@@ -164,8 +166,8 @@ def conversation(me: str, peer: str, phases: dict[str, dict[str, float]]) -> Mar
     picture = tag("svg", tag("title", "The conversation"), *found, viewBox=f"0 0 740 {height}", role="img",
                   xmlns="http://www.w3.org/2000/svg")  # fmt: skip
     note = "Top to bottom: phases in their order; the grey bar grows with seconds, an arrow's width with its bytes."
-    return tag("figure", picture, tag("figcaption", tag("b", "The conversation"), tag("span", note, class_="note")),
-               class_="wide")  # fmt: skip
+    caption = tag("figcaption", tag("b", "The conversation"), tag("span", note, class_="note"))
+    return tag("figure", caption, picture, class_="wide")
 
 
 def _arrow(start: float, end: float, y: float, count: float, most: float, colour: str) -> Markup:

@@ -22,7 +22,7 @@ from fedlearn.errors import FileMissing, WrongModel
 from fedlearn.learner.woe import stability
 from fedlearn.report import curves, draw
 from fedlearn.report.draw import ALONE, BAD, GOOD, JOINT, PLAIN
-from fedlearn.report.markup import Markup, join, size, table, tag
+from fedlearn.report.markup import Bytes, Markup, Share, join, minus, size, table, tag
 
 F64 = NDArray[np.float64]
 #: Files with scored rows that the active side keeps, and which rows these are; a run's first is its main one.
@@ -134,8 +134,18 @@ def page(run: Run) -> str:
         tag("title", title), tag("style", Markup(style)),
     )  # fmt: skip
     end = f"Made from the run folder of {run.facts['party']} alone; {run.peer} has its own report, of what it may see."
-    body = tag("body", *(part(run) for part in parts), tag("footer", end))
+    body = tag("body", _with_contents([part(run) for part in parts]), tag("footer", end))
     return f"<!DOCTYPE html>\n{tag('html', head, body, lang='en')}\n"
+
+
+def _with_contents(parts: list[Markup | None]) -> Markup:
+    """The sections, with a list of their headings after the head and the cards. Texts are escaped: an h2 is ours."""
+    before, *sections = join(*parts[2:]).split("<h2>")
+    links, found = [], [Markup(before)]
+    for k, section in enumerate(sections, 1):
+        links.append(tag("a", Markup(section.split("</h2>")[0]), href=f"#s{k}"))
+        found.append(Markup(f'<h2 id="s{k}">{section}'))
+    return join(*parts[:2], tag("nav", *links, aria_label="Contents"), *found)
 
 
 def write(folder: Path, contract: Contract, party: str) -> Path:
@@ -151,8 +161,12 @@ def write(folder: Path, contract: Contract, party: str) -> Path:
 def _head(run: Run) -> Markup:
     facts = run.facts
     side = "brings the outcome and gets the scores" if facts["role"] == "active" else "brings features only"
-    lead = f"{facts['job'].capitalize()} of {facts['party']}, which {side}, with {run.peer}."
-    return join(tag("h1", run.contract.name), tag("p", run.contract.purpose, class_="lead"), tag("p", lead))
+    kind = {"train": "Training", "predict": "Scoring"}.get(facts["job"], facts["job"].capitalize())
+    told = f"{kind} with {run.peer}, as {facts['party']} may see it, which {side}."
+    return join(
+        tag("p", f"Model report of {facts['party']}", class_="kind"), tag("h1", run.contract.name),
+        tag("p", run.contract.purpose, class_="lead"), tag("p", told, class_="quiet"),
+    )  # fmt: skip
 
 
 def _card(name: str, value: object, note: object = "") -> Markup:
@@ -171,12 +185,10 @@ def _cards(run: Run) -> Markup:
         gain = curves.uplift_of(run.rows["label"], run.rows["log_odds_joint"], run.rows["log_odds_alone"])
         if gain:
             found.append(
-                _card("Uplift in AUC", f"{gain.value:+.4f}", f"95 % interval {gain.low:+.4f} to {gain.high:+.4f}")
+                _card("Uplift in AUC", f"{gain.value:+.4f}", minus(f"95 %: {gain.low:+.4f} to {gain.high:+.4f}"))
             )
     seconds = sum(p["seconds"] for p in facts["phases"].values())
-    found.append(
-        _card("Time", f"{seconds:.1f} s", f"sent {size(facts['bytes_sent'])}, got {size(facts['bytes_received'])}")
-    )
+    found.append(_card("Time", f"{seconds:.1f} s", f"{size(facts['bytes_sent'] + facts['bytes_received'])} exchanged"))
     return tag("div", *found, class_="cards")
 
 
@@ -218,11 +230,12 @@ def _data(run: Run) -> Markup:
     lines += [[f"Left out: {name.replace('_', ' ')}", count] for name, count in facts.get("skipped", {}).items()]
     if facts.get("rows_shared") is not None:
         lines.append(["Shared rows", facts["rows_shared"]])
-        lines.append(["Share of own rows found at the peer", facts["rows_shared"] / max(facts["rows"], 1)])
+        lines.append(["Share of own rows found at the peer", Share(facts["rows_shared"] / max(facts["rows"], 1))])
     lines += [[f"Shared rows by {key}", count] for key, count in facts.get("rows_by_key", {}).items()]
     if "label" in run.rows and run.contract.target != "classes":
         name = "Base rate" if run.contract.target == "binary" else "Mean outcome"
-        lines.append([f"{name} of the {run.of}", float(run.rows["label"].mean())])
+        mean = float(run.rows["label"].mean())
+        lines.append([f"{name} of the {run.of}", Share(mean) if name == "Base rate" else mean])
     return join(
         tag("h2", "Data"), table(["", ""], lines), *(tag("p", f"Warning: {w}") for w in facts.get("warnings", []))
     )
@@ -275,7 +288,7 @@ def _discrimination(run: Run) -> Markup | None:
     plots = [_roc(run, legend, colours), _ks(run), _gain(run, legend, colours), _lift(run, legend, colours),
              _calibration(run, legend, colours), _distribution(run)]  # fmt: skip
     gain = curves.uplift_of(label, run.rows["log_odds_joint"], run.rows["log_odds_alone"])
-    told = f"The joint model's AUC less that of {run.facts['party']} alone is {gain} (95 % interval, DeLong, paired)."
+    told = f"AUC of the joint model less that of {run.facts['party']} alone: {gain}; 95 % interval, DeLong, paired."
     return join(
         tag("h2", f"Discrimination and calibration on {run.of}"),
         table(["Model", "AUC (95 % interval, DeLong)", "KS", "Gini", "log-loss"], lines),
@@ -300,7 +313,7 @@ def _ks(run: Run) -> Markup:
         draw.line(score[[k, k]], np.array([bad[k], good[k]]), PLAIN, "4 4"),
     ]  # fmt: skip
     legend = {"label 0": GOOD, "label 1": BAD}
-    note = f"joint: KS {good[k] - bad[k]:.4f} at log-odds {score[k]:.3f}"
+    note = minus(f"joint: KS {good[k] - bad[k]:.4f} at log-odds {score[k]:.3f}")
     return draw.plot("KS", marks, _ends(score), (0, 1), "log-odds", "share at or below", legend, note)
 
 
@@ -356,12 +369,14 @@ def _ends(values: F64) -> tuple[float, float]:
 
 def _bands(run: Run) -> Markup:
     predicted = run.rows["probability_joint"]
+    found = curves.band_table(run.rows["label"], predicted, predicted)
+    most = max(b["mean"] for b in found) or 1.0
     lines: list[list[object]] = [
-        [b["band"], b["rows"], b["lowest"], b["highest"], int(b["sum"]), b["mean"], b["lift"], b["captured"],
-         b["mean_so_far"], draw.bar(b["mean"])]
-        for b in curves.band_table(run.rows["label"], predicted, predicted)
+        [b["band"], b["rows"], Share(b["lowest"]), Share(b["highest"]), int(b["sum"]), b["lift"], Share(b["captured"]),
+         Share(b["mean_so_far"]), Share(b["mean"]), draw.bar(b["mean"] / most, BAD)]
+        for b in found
     ]  # fmt: skip
-    head = ["Band", "Rows", "From", "To", "Bad", "Bad rate", "Lift", "Captured", "Bad rate so far", ""]
+    head = ["Band", "Rows", "From", "To", "Bad", "Lift", "Captured", "Bad rate so far", "Bad rate", ""]
     return join(tag("h3", "Score bands of the joint model, riskiest first"), table(head, lines))
 
 
@@ -373,15 +388,15 @@ def _cut_offs(run: Run) -> Markup:
         lines = curves.cut_offs(run.rows["label"], run.rows[f"probability_{suffix}"])
         rows: list[list[object]] = [
             [
-                c["cut"],
-                c["accepted"],
+                Share(c["cut"]),
+                Share(c["accepted"]),
                 c["tp"],
                 c["fp"],
                 c["fn"],
                 c["tn"],
-                c["precision"],
-                c["recall"],
-                c["bad_accepted"],
+                Share(c["precision"]),
+                Share(c["recall"]),
+                Share(c["bad_accepted"]),
             ]
             for c in lines
         ]
@@ -457,7 +472,7 @@ def _folds(run: Run) -> Markup | None:
         chosen = run.rows["fold"] == k
         label = run.rows["label"][chosen]
         areas = [str(curves.auc_of(label, run.rows[f"log_odds_{s}"][chosen]) or "too few rows") for s in run.models]
-        lines.append([int(k), int(chosen.sum()), float(label.mean()), *areas])
+        lines.append([int(k), int(chosen.sum()), Share(label.mean()), *areas])
     head = ["Fold", "Rows", "Base rate", *(f"AUC, {name}" for name in run.models.values())]
     return join(tag("h2", "Stability over folds"), table(head, lines))
 
@@ -520,28 +535,33 @@ def _points(run: Run) -> Markup | None:
     if not run.facts.get("points"):
         return None
     scale = run.contract.scorecard
+    most = max([1e-9, *(abs(p["woe"]) for p in run.facts["points"])])
     lines: list[list[object]] = [
-        [p["column"], " or ".join(p["bins"]), p["rows"], p["woe"], round(p["points"], 1)] for p in run.facts["points"]
-    ]
+        [p["column"], " or ".join(p["bins"]), p["rows"], p["woe"], round(p["points"], 1),
+         draw.bar(abs(p["woe"]) / most, BAD if p["woe"] < 0 else GOOD)]
+        for p in run.facts["points"]
+    ]  # fmt: skip
     told = (
         f"{scale.base_score:g} points at odds of {scale.base_odds:g} to 1; {scale.pdo:g} points double the odds."
         if scale
         else ""
     )
-    head = ["Column", "Bin", "Rows", "WOE", "Points"]
+    told += " Bars: the weight of evidence, green for fewer bad ones than on average and red for more."
+    head = ["Column", "Bin", "Rows", "WOE", "Points", ""]
     return join(tag("h2", "Weights of evidence and points, own columns"), tag("p", told), table(head, lines))
 
 
 def _importance(run: Run) -> Markup | None:
     facts = run.facts
     if facts.get("importance"):
-        total = sum(e["gain"] for e in facts["importance"].values()) or 1.0
+        gains = [e["gain"] for e in facts["importance"].values()]
+        total, most = sum(gains) or 1.0, max(gains) or 1.0
         rows: list[list[object]] = [
-            [name, e["gain"] / total, e["cover"], int(e["splits"]), draw.bar(e["gain"] / total)]
+            [name, e["cover"], int(e["splits"]), Share(e["gain"] / total), draw.bar(e["gain"] / most)]
             for name, e in facts["importance"].items()
         ]
         note = f"Names with a number are columns of {run.peer}, which keeps their names to itself."
-        head = ["Feature", "Share of gain", "Cover", "Splits", ""]
+        head = ["Feature", "Cover", "Splits", "Share of gain", ""]
         opaque = any("#" in name for name in facts["importance"])
         return join(tag("h2", "Importance"), table(head, rows), tag("p", note, class_="note") if opaque else None)
     if facts.get("splits_by_feature"):
@@ -584,8 +604,9 @@ def _ledger(run: Run) -> Markup:
     most = max([1, *(line["bytes"] for line in ledger)])
     colours = {facts["party"]: JOINT, run.peer: ALONE}
     rows: list[list[object]] = [
-        [f"{e['protocol']}.{e['message']}", f"{e['sender']} → {e['receiver']}", e["reveals"], e["values"],
-         e["messages"], size(e["bytes"]), draw.bar(e["bytes"] / most, colours[e["sender"]])]
+        [f"{e['protocol']}.{e['message']}", tag("span", f"{e['sender']} → {e['receiver']}", class_="whole"),
+         tag("span", e["reveals"], class_="quiet") if e["reveals"].startswith("nothing") else e["reveals"],
+         e["values"], e["messages"], Bytes(e["bytes"]), draw.bar(e["bytes"] / most, colours[e["sender"]])]
         for e in ledger
     ]  # fmt: skip
     told = f"Noise of all encrypted answers together leaks at most {facts['kl_nats']:.2g} nats."
@@ -606,7 +627,7 @@ def _ledger(run: Run) -> Markup:
 def _timings(run: Run) -> Markup:
     slowest = max([1e-9, *(p["seconds"] for p in run.facts["phases"].values())])
     rows: list[list[object]] = [
-        [name, p["seconds"], p["cpu_seconds"], size(p["bytes_sent"]), size(p["bytes_received"]),
+        [name, round(p["seconds"], 2), round(p["cpu_seconds"], 2), Bytes(p["bytes_sent"]), Bytes(p["bytes_received"]),
          draw.bar(p["seconds"] / slowest, PLAIN)]
         for name, p in run.facts["phases"].items()
     ]  # fmt: skip
