@@ -49,6 +49,7 @@ def test_serve() -> None:
     assert said["failed"] == 0
     assert 0 < said["p50_ms"] <= said["p99_ms"]
     assert said["in_both_logs"] == 350  # the warm-up's, too
+    assert 0 < said["yardstick_p50_ms"] <= said["yardstick_p99_ms"]
 
 
 @pytest.mark.processes

@@ -4,7 +4,8 @@ Requests come at even intervals whether or not earlier ones were answered, and a
 it was due, so that a service that falls behind shows. The trees are complete, of random splits on random features of
 both sides: what a request costs depends on their number and depth alone. The scorecard has weights of evidence of every
 feature, and a reason code for each. The load comes from this process, on the same machine: ``cpu_ms_load`` is what a
-request costs here.
+request costs here. The yardstick, in the same run at the same rate: two processes that pass the request on and back
+over the same connections, and do nothing (:mod:`fedlearn.bench.echo`).
 """
 
 from __future__ import annotations
@@ -59,6 +60,7 @@ from fedlearn.v1 import serve_pb2 as pb
 
 _ROWS, _FEATURES, _BINS = 20_000, 15, 32
 _WARM_UP = 300
+_YARDSTICK = 5.0  # seconds
 _BANDS = [{"name": "low", "decision": "approve", "up_to": 0.5}, {"name": "high", "decision": "refer"}]
 
 
@@ -84,6 +86,7 @@ def measure(setting: Setting) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as place, ExitStack() as stack:
         folder = Path(place)
         files = _prepare(folder, setting)
+        bare = _bare(files, setting)
         running = {party: stack.enter_context(_service(files[party])) for party in PARTIES[::-1]}
         own = load_party(files["active"])
         client = Client(str(own.service and own.service.listen), own.tls, "active", "active", "Score")
@@ -101,9 +104,24 @@ def measure(setting: Setting) -> dict[str, Any]:
         agreed = audit.agree(folder / "active" / "audit.jsonl", folder / "passive" / "audit.jsonl")
     return {
         "mode": setting.mode, "tells": setting.tells, "model": setting.model, "trees": setting.trees,
-        "depth": setting.depth, "rate": setting.rate, "seconds": setting.seconds, **found,
+        "depth": setting.depth, "rate": setting.rate, "seconds": setting.seconds, **found, **bare,
         "in_both_logs": agreed["scored"],
     }  # fmt: skip
+
+
+def _bare(files: dict[str, Path], setting: Setting) -> dict[str, Any]:
+    """Latency and processor time of the same load on connections with nothing behind them."""
+    with ExitStack() as stack:
+        running = {p: stack.enter_context(_service(files[p], "fedlearn.bench.echo")) for p in PARTIES[::-1]}
+        own = load_party(files["active"])
+        client = Client(str(own.service and own.service.listen), own.tls, "active", "active", "Score")
+        stack.callback(client.close)
+        _load(client, 200.0, _WARM_UP, "warm")
+        before = {party: _cpu_seconds(pid) for party, pid in running.items()}
+        found = _load(client, setting.rate, round(setting.rate * min(setting.seconds, _YARDSTICK)), "load")
+        used = {party: _cpu_seconds(pid) - before[party] for party, pid in running.items()}
+    spent = {f"yardstick_cpu_ms_{p}": round(1000 * used[p] / found["requests"], 3) for p in PARTIES}
+    return {f"yardstick_{name}": found[name] for name in ("p50_ms", "p99_ms", "achieved_rate")} | spent
 
 
 def _traffic(folder: Path, contract: Contract) -> dict[str, Any]:
@@ -150,11 +168,10 @@ def _load(client: Client, rate: float, count: int, name: str) -> dict[str, Any]:
 
 
 @contextmanager
-def _service(file: Path) -> Iterator[int]:
+def _service(file: Path, *module: str) -> Iterator[int]:
     """A running service's process ID."""
-    process = subprocess.Popen(
-        [sys.executable, "-m", "fedlearn", "serve", "--party", str(file)], stderr=subprocess.PIPE, text=True
-    )
+    words = module or ("fedlearn", "serve")
+    process = subprocess.Popen([sys.executable, "-m", *words, "--party", str(file)], stderr=subprocess.PIPE, text=True)
     try:
         lines = []
         for line in process.stderr or ():

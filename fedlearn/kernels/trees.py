@@ -452,3 +452,67 @@ def add_margins(
                     goes_left = (sides[-1 - feature[at], p >> 3] >> (p & 7)) & 1
                 at = left[at] if goes_left else left[at] + 1
             out[output[tree], i] += value[at]
+
+
+@njit(**_FLAGS)
+def row_codes(values: F64, edges: F64, first: I64, places: I64, out: U8) -> None:
+    """The bins of one row's numbers, as :meth:`fedlearn.data.binning.Binning.transform` has them.
+
+    Args:
+        values: float64 (m,), missing ones NaN.
+        edges: float64, ascending edges of all numbers, one feature after the other.
+        first: int64 (m + 1,), where each number's edges begin, the end last.
+        places: int64 (m,), the place of each number in ``out``.
+        out: uint8; other places are left alone.
+    """
+    for j in range(len(places)):
+        low, high, value = first[j], first[j + 1], values[j]
+        if value != value:  # noqa: PLR0124  (NaN: the bin after the regular ones)
+            out[places[j]] = high - low + 1
+            continue
+        while low < high:
+            middle = (low + high) >> 1
+            if edges[middle] < value:
+                low = middle + 1
+            else:
+                high = middle
+        out[places[j]] = low - first[j]
+
+
+@njit(**_FLAGS)
+def row_sides(codes: U8, feature: I64, masks: U8, out: U8) -> None:
+    """The sides of one row: bit s of ``out`` is set where the row goes left at split s.
+
+    Args:
+        codes: uint8 (F,), the row's bins.
+        feature: int64 (S,), of each split.
+        masks: uint8 (S, 32).
+        out: uint8 (⌈S/8⌉,).
+    """
+    out[:] = 0
+    for s in range(len(feature)):
+        b = codes[feature[s]]
+        out[s >> 3] |= np.uint8(((masks[s, b >> 3] >> (b & 7)) & 1) << (s & 7))
+
+
+@njit(**_FLAGS)
+def row_margin(roots: I32, feature: I32, masks: U8, left: I32, value: F64, codes: U8, sides: U8, base: float) -> float:
+    """The margin of one row, as :func:`add_margins` has it for one output.
+
+    Args:
+        sides: uint8, packed as :func:`row_sides` does.
+        base: what every row starts from.
+    """
+    margin = base
+    for tree in range(len(roots)):
+        at = roots[tree]
+        while left[at] >= 0:
+            if feature[at] >= 0:
+                b = codes[feature[at]]
+                goes_left = (masks[at, b >> 3] >> (b & 7)) & 1
+            else:
+                s = -1 - feature[at]
+                goes_left = (sides[s >> 3] >> (s & 7)) & 1
+            at = left[at] if goes_left else left[at] + 1
+        margin += value[at]
+    return margin

@@ -94,6 +94,18 @@ class Forest:
         )
         return out
 
+    def margin(self, codes: NDArray[np.uint8], sides: NDArray[np.uint8]) -> float:
+        """Margin of one row, of a forest with one output.
+
+        Args:
+            codes: uint8 (F,), own bins.
+            sides: uint8 (⌈S/8⌉,), side bits by passive split number, the first in the lowest bit.
+        """
+        found: float = kernel.row_margin(
+            self.roots, self.feature, self.masks, self.left, self.value, codes, sides, float(self.base[0])
+        )
+        return found
+
     def importance(self, own: tuple[str, ...], passive: tuple[str, ...]) -> dict[str, dict[str, float]]:
         """Total gain, total cover and number of splits by feature, the largest gain first.
 

@@ -26,6 +26,7 @@ _SIGNED = b"fedlearn/1 audit\n"
 _FIRST = "0" * 64
 _TAIL = 1 << 16
 SEAL_EVERY = 10_000
+_ENCODER = json.JSONEncoder(sort_keys=True, separators=(",", ":"))
 
 
 class AuditLog:
@@ -201,7 +202,7 @@ def _hash(body: dict[str, Any]) -> str:
 
 
 def _canonical(body: dict[str, Any]) -> bytes:
-    return json.dumps(body, sort_keys=True, separators=(",", ":")).encode()
+    return _ENCODER.encode(body).encode()
 
 
 def _now() -> str:

@@ -13,7 +13,6 @@ import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable
-from concurrent.futures import Future
 from dataclasses import dataclass
 from datetime import UTC, date, datetime
 from typing import Any
@@ -159,7 +158,7 @@ class Memo:
 
     def __init__(self, most: int = 100_000) -> None:
         self._most, self._lock = most, threading.Lock()
-        self._kept: OrderedDict[str, tuple[bytes, Future[bytes]]] = OrderedDict()
+        self._kept: OrderedDict[str, _Answer] = OrderedDict()
 
     def once(self, request_id: str, content: bytes, work: Callable[[], bytes]) -> bytes:
         """The answer that was given to this request, or that of ``work``.
@@ -167,25 +166,37 @@ class Memo:
         Raises:
             Refusal: the ID belongs to another request; or as ``work`` raises.
         """
-        mine: Future[bytes] = Future()
-        digest = hashlib.sha256(content).digest()
-        with self._lock:
-            known, future = self._kept.setdefault(request_id, (digest, mine))
-            if len(self._kept) > self._most:
-                self._kept.popitem(last=False)
-        if known != digest:
-            raise Refusal("request-reused", "this request_id was used for another request")
-        if future is not mine:
-            return future.result()
-        try:
-            answer = work()
-        except BaseException as error:
+        mine = _Answer(hashlib.sha256(content).digest())
+        with mine.working:
             with self._lock:
-                self._kept.pop(request_id, None)
-            mine.set_exception(error)
-            raise
-        mine.set_result(answer)
-        return answer
+                found = self._kept.setdefault(request_id, mine)
+                if len(self._kept) > self._most:
+                    self._kept.popitem(last=False)
+            if found is mine:
+                try:
+                    mine.given = work()
+                except BaseException as error:
+                    mine.error = error
+                    with self._lock:
+                        self._kept.pop(request_id, None)
+                    raise
+                return mine.given
+        if found.digest != mine.digest:
+            raise Refusal("request-reused", "this request_id was used for another request")
+        with found.working:  # until the first of them is answered
+            if found.error is not None:
+                raise found.error
+            return found.given
+
+
+class _Answer:
+    """Of one request; ``working`` is held by the thread that finds it."""
+
+    __slots__ = ("digest", "error", "given", "working")
+
+    def __init__(self, digest: bytes) -> None:
+        self.digest, self.given, self.working = digest, b"", threading.Lock()
+        self.error: BaseException | None = None
 
 
 # --- models ------------------------------------------------------------------------------------------

@@ -13,7 +13,8 @@ from typing import Any
 
 from fedlearn.contract import Kind, Store
 from fedlearn.errors import BadConfig, ColumnMissing, FileMissing
-from fedlearn.service.store import Row, StoreAway, Value, typed
+from fedlearn.models.row import Value
+from fedlearn.service.store import Row, StoreAway, typed
 
 #: Types of PostgreSQL that are read in its own text form, as tables to train on are (see data/postgres.py).
 _AS_TEXT = ("numeric", "date", "time", "timetz", "timestamp", "timestamptz", "interval", "uuid")

@@ -13,10 +13,10 @@ import pyarrow as pa
 
 from fedlearn.contract import Data, Key, Kind, Store
 from fedlearn.data.identifiers import canonical, is_known
-from fedlearn.data.table import Column, load_table, normalise
+from fedlearn.data.table import load_table, normalise
 from fedlearn.errors import BadConfig, ColumnMissing
+from fedlearn.models.row import Value
 
-Value = float | str | None
 Row = tuple[Value, ...]
 _MOST_ROWS = 100_000_000
 
@@ -82,20 +82,26 @@ class TableStore:
         """Read a CSV or Parquet file; see :func:`fedlearn.data.load_table` for the errors."""
         table = load_table(Data(path=path), key, features, None, _MOST_ROWS)
         self._places = {name: place for place, name in enumerate(table.ids.to_pylist())}
-        self._columns = [_reader(table.columns[name]) for name in features]
+        columns = [table.columns[name] for name in features]
+        numbers = [values if isinstance(values, np.ndarray) else np.full(table.rows, np.nan) for values in columns]
+        self._rows = np.column_stack(numbers)  # a row's numbers lie together
+        self._texts = [(at, _reader(v)) for at, v in enumerate(columns) if not isinstance(v, np.ndarray)]
 
     def get(self, applicant: str) -> Row | None:
         """See :class:`Features`."""
-        at = self._places.get(applicant)
-        return None if at is None else tuple(column(at) for column in self._columns)
+        place = self._places.get(applicant)
+        if place is None:
+            return None
+        row: list[Value] = self._rows[place].tolist()
+        for at, text in self._texts:
+            row[at] = text(place)
+        return tuple(row)
 
     def close(self) -> None:
         """Nothing to give up."""
 
 
-def _reader(values: Column) -> Callable[[int], Value]:
-    if isinstance(values, np.ndarray):
-        return values.item
+def _reader(values: pa.DictionaryArray) -> Callable[[int], str | None]:
     texts: list[str | None] = [*values.dictionary.to_pylist(), None]
     places = values.indices.fill_null(len(texts) - 1).to_numpy()
     return lambda at: texts[places[at]]
