@@ -463,7 +463,7 @@ def _align(channel: Channel, own: Own) -> Summary:
     """Private set intersection; the result is kept for later runs."""
     alignment = _aligned(channel, own)
     with shares.staged(own.folder) as folder:
-        _save_alignment(folder, alignment, own)
+        save_alignment(folder, alignment, own)
         summary = _summary(channel, own, "align") | _alignment_facts(alignment, own.contract)
         handshake.part(channel)
         _write_run(folder, summary)
@@ -711,7 +711,7 @@ def _pieces(own: Own, alignment: Alignment, model_id: bytes) -> jobs_score.Piece
     binding = {"alignment": alignment.id.hex(), "model": model_id.hex(), "table": table}
 
     def keep(folder: Path) -> None:
-        _save_alignment(folder, alignment, own)
+        save_alignment(folder, alignment, own)
 
     return jobs_score.Pieces(_checkpoint_folder(own), binding, alignment.size, keep)
 
@@ -803,7 +803,8 @@ def _alignment_facts(alignment: Alignment, contract: Contract) -> Summary:
     return facts | {"rows_by_key": dict(zip(columns, alignment.by_key, strict=False))}
 
 
-def _save_alignment(folder: Path, alignment: Alignment, own: Own) -> None:
+def save_alignment(folder: Path, alignment: Alignment, own: Own) -> None:
+    """Write an alignment of this side's IDs into ``folder``, which exists."""
     feather.write_feather(pa.table({"row": pa.array(alignment.rows, pa.int64())}), folder / "rows.arrow")
     head = {
         "contract_hash": own.contract.hash().hex(),

@@ -1,7 +1,8 @@
 """``fedlearn bench predict``: batch scoring, both parties as processes over mutual TLS that do as ``fedlearn predict``.
 
 The model is that of ``bench serve``. Times are the whole command's, from reading Parquet to written Parquet, and those
-of its phases. ``peak_mib`` is the larger side's resident memory at most: once the table is read and checked, and in all.
+of its phases. ``peak_mib`` is the larger side's resident memory at most, ``peak_mib_read`` that until the table is read
+and checked.
 """
 
 from __future__ import annotations
@@ -26,17 +27,20 @@ from fedlearn import jobs, keys
 from fedlearn.bench import serve
 from fedlearn.bench.pair import PARTIES, free_port, peak_mib
 from fedlearn.contract import Align, Budget, Contract, Key, Label, Side, load_party
+from fedlearn.data import make_table
 from fedlearn.errors import FedlearnError
+from fedlearn.protocols.align import Alignment
 
 
 @dataclass(frozen=True)
 class Setting:
-    """What is measured: so many rows on either side, all shared, and a model of this size."""
+    """What is measured: so many rows on either side, all shared (known before if ``aligned``), and a model."""
 
     rows: int = 1_000_000
     trees: int = 100
     depth: int = 5
     model: str = "trees"
+    aligned: bool = False
 
 
 def measure(setting: Setting) -> dict[str, Any]:
@@ -100,9 +104,21 @@ def _prepare(folder: Path, setting: Setting) -> dict[str, Path]:
         }  # fmt: skip
         files[party] = folder / party / "party.toml"
         files[party].write_text(tomli_w.dumps(own), encoding="utf-8")
+        if setting.aligned:
+            _align(files[party], contract, ids)
         (folder / party / "results" / "model").mkdir(parents=True)
         serve.save(shares[party], folder / party / "results" / "model", contract, party)
     return files
+
+
+def _align(file: Path, contract: Contract, ids: list[str]) -> None:
+    """Keep the alignment that the parties would find, in the order of the IDs."""
+    party = load_party(file)
+    folder = party.output.folder / "alignment"
+    folder.mkdir(parents=True)
+    own = jobs.Own(party.party, party.party, contract, make_table(ids, {}, {}), folder, key=party.tls.key)
+    rows = np.argsort(np.array(ids))
+    jobs.save_alignment(folder, Alignment(bytes(16), "mutual", len(ids), len(ids), rows, (len(ids),)), own)
 
 
 def _predict(path: Path) -> dict[str, Any]:

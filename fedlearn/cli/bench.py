@@ -220,6 +220,7 @@ def predict(
     trees: Annotated[int, typer.Option(min=1, help="trees of the model")] = 100,
     depth: Annotated[int, typer.Option(min=1, max=12, help="their depth")] = 5,
     model: Annotated[str, typer.Option(help="trees, or scorecard of 30 features")] = "trees",
+    aligned: Annotated[bool, typer.Option("--aligned", help="the alignment is on file")] = False,
     as_json: Json = False,
 ) -> None:
     """Batch scoring from Parquet to Parquet, alignment included, both parties as processes over mutual TLS.
@@ -231,7 +232,7 @@ def predict(
 
     if model not in ("trees", "scorecard"):
         raise OwnMistake(f"--model {model} is not trees or scorecard")
-    _show("batch scoring", bench.measure(bench.Setting(rows, trees, depth, model)), as_json)
+    _show("batch scoring", bench.measure(bench.Setting(rows, trees, depth, model, aligned)), as_json)
 
 
 @app.command()
