@@ -7,6 +7,9 @@ The steps, the same for files and for memory (:func:`_build`):
 3. normalise the identifiers, and refuse or drop (as the contract says) those that are null or repeated;
 4. check the label.
 
+A table to score is encoded chunk by chunk after step 2 (``encode`` of :func:`load_table`), so that its features never
+stand in memory in full.
+
 Row numbers in messages count data rows from 1, in the order of the file; the header and blank lines do not count.
 """
 
@@ -18,7 +21,7 @@ import hashlib
 import re
 import unicodedata
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeAlias
@@ -63,6 +66,9 @@ Target = npt.NDArray[np.int8] | npt.NDArray[np.int32] | npt.NDArray[np.float64]
 TargetKind = Literal["binary", "classes", "number", "count"]
 
 
+Encoded: TypeAlias = npt.NDArray[Any]
+
+
 @dataclass(frozen=True, eq=False)
 class PartyTable:
     """One party's checked rows, in the order of its source. Never leaves this party.
@@ -77,6 +83,8 @@ class PartyTable:
         skipped: rows that were left out of the source as the contract allows, by reason (``null_ids``,
             ``duplicate_ids``); with several keys, identifiers that were left out, by reason and column.
         more: further labels (``[label] also``), each like ``label``.
+        encoded: in place of ``columns``, what they were encoded to as they were read, each of shape (n,).
+        content: a digest of the columns that were encoded and let go, rows skipped included; empty without.
         also: further keys, each of shape (n,), distinct, null where a row has not that key (and then so may ``ids``).
     """
 
@@ -87,6 +95,8 @@ class PartyTable:
     skipped: dict[str, int] = field(default_factory=dict)
     also: tuple[pa.StringArray, ...] = ()
     more: tuple[Target, ...] = ()
+    encoded: dict[str, Encoded] = field(default_factory=dict)
+    content: bytes = b""
 
     @property
     def keys(self) -> pa.StringArray | tuple[pa.StringArray, ...]:
@@ -109,6 +119,7 @@ class PartyTable:
                 name: values[indices] if isinstance(values, np.ndarray) else values.take(positions)
                 for name, values in self.columns.items()
             },
+            encoded={name: values[indices] for name, values in self.encoded.items()},
             label=None if self.label is None else self.label[indices],
             more=tuple(values[indices] for values in self.more),
             weight=None if self.weight is None else self.weight[indices],
@@ -126,6 +137,8 @@ class PartyTable:
             _feed(digest, f"key {k + 1}", ids)
         for name in sorted(self.columns):
             _feed(digest, f"column {name}", self.columns[name])
+        if self.content:
+            _feed(digest, "content", np.frombuffer(self.content, np.uint8))
         if self.label is not None:
             _feed(digest, "label", self.label)
         for k, values in enumerate(self.more):
@@ -133,6 +146,10 @@ class PartyTable:
         if self.weight is not None:
             _feed(digest, "weight", self.weight)
         return digest.digest()
+
+
+#: See ``encode`` of :func:`load_table`.
+Encode: TypeAlias = Callable[[PartyTable], Mapping[str, Encoded]]
 
 
 def load_table(
@@ -143,6 +160,7 @@ def load_table(
     max_rows: int,
     target: TargetKind = "binary",
     also: Sequence[Key] = (),
+    encode: Encode | None = None,
 ) -> PartyTable:
     """Read a party's CSV (``.csv``, ``.csv.gz``) or Parquet (``.parquet``) file, or a query's result, and check it.
 
@@ -159,6 +177,8 @@ def load_table(
         max_rows: the most rows that the contract allows.
         target: what the label is: two values, classes, any number, or a number that is not negative.
         also: further identifier columns.
+        encode: what to keep in place of the columns, for scoring: of a table of a chunk's rows, checked but for nulls
+            and repeats among its identifiers, arrays of shape (rows,) by name, which depend on each row alone.
 
     Raises:
         FileMissing: no such file or server, or not readable.
@@ -188,6 +208,7 @@ def load_table(
         missing=data.missing,
         max_rows=max_rows,
         target=target,
+        encode=encode,
     )
 
 
@@ -320,13 +341,14 @@ def _build(
     missing: Sequence[str],
     max_rows: int,
     target: TargetKind = "binary",
+    encode: Encode | None = None,
 ) -> PartyTable:
     absent = pa.array(missing, pa.string())
     ids: list[list[pa.StringArray]] = [[] for _ in keys]
     labels: list[Any] = []
     weights: list[npt.NDArray[np.float64]] = []
     further: list[list[Any]] = [[] for _ in label.also] if label else []
-    parts: dict[str, list[Any]] = {name: [] for name in features}
+    columns = _Columns(features, absent, source, encode)
     rows = 0
     for chunk in chunks:
         start, rows = rows, rows + len(chunk.ids[0])
@@ -334,9 +356,7 @@ def _build(
             raise OverBudget(f"{source} has more rows than the {max_rows} that the contract allows")
         for key, values, part in zip(keys, chunk.ids, ids, strict=True):
             part.append(_normalised(values, key, absent, _Place(source, key.column, start)))
-        for name, kind in features.items():
-            convert = _numbers if kind == "number" else _categories
-            parts[name].append(convert(chunk.columns[name], absent, _Place(source, name, start)))
+        columns.add(chunk, ids[0][-1], start)
         if label is not None:
             read = _trimmed if target in ("binary", "classes") else _numbers
             labels.append(read(chunk.label, absent, _Place(source, label.column, start)))
@@ -346,15 +366,15 @@ def _build(
     if rows == 0:
         raise EmptyTable(f"{source} has no rows")
 
-    columns = {name: _join(part) for name, part in parts.items()}
+    table = columns.end()
     if len(keys) == 1:
         first = pa.concat_arrays(ids[0])
         kept, skipped = _select(first, keys[0], source)
-        table = PartyTable(first, columns, skipped=skipped)
+        table = replace(table, ids=first, skipped=skipped)
     else:
         first, *others = (pa.concat_arrays(part) for part in ids)
         (first, *others), kept, skipped = _select_several([first, *others], keys, source)
-        table = PartyTable(first, columns, skipped=skipped, also=tuple(others))
+        table = replace(table, ids=first, skipped=skipped, also=tuple(others))
     if len(kept) < rows:
         table = table.take(kept)
     if label is not None:
@@ -365,6 +385,38 @@ def _build(
         if label.weight is not None:
             table = replace(table, weight=_weights(np.concatenate(weights)[kept], kept, label.weight, source))
     return table
+
+
+class _Columns:
+    """The features as they are read: kept, or encoded chunk by chunk, with a digest of what is let go."""
+
+    def __init__(
+        self, features: Mapping[str, Kind], absent: pa.StringArray, source: str, encode: Encode | None
+    ) -> None:
+        self._features, self._absent, self._source, self._encode = features, absent, source, encode
+        self._parts: dict[str, list[Any]] = {}
+        self._content = _Content()
+
+    def add(self, chunk: _Chunk, ids: pa.StringArray, start: int) -> None:
+        """The next chunk, which begins at row ``start``."""
+        read: dict[str, Column] = {}
+        for name, kind in self._features.items():
+            convert = _numbers if kind == "number" else _categories
+            read[name] = convert(chunk.columns[name], self._absent, _Place(self._source, name, start))
+        kept: Mapping[str, Any] = read
+        if self._encode is not None:
+            self._content.add(read)
+            kept = self._encode(PartyTable(ids, read))
+        for name, values in kept.items():
+            self._parts.setdefault(name, []).append(values)
+
+    def end(self) -> PartyTable:
+        """All chunks' columns, in a table still without identifiers; to be called once."""
+        parts, none = self._parts, pa.array([], pa.string())
+        joined = {name: _join(parts.pop(name)) for name in list(parts)}  # few columns stand there twice at a time
+        if self._encode is None:
+            return PartyTable(none, joined)
+        return PartyTable(none, {}, encoded=joined, content=self._content.digest())
 
 
 def _kind(target: Further) -> TargetKind:
@@ -712,7 +764,9 @@ def _query(query: str, path: Path, names: Sequence[str]) -> Iterator[dict[str, p
 
 def _database() -> duckdb.DuckDBPyConnection:
     # CSV and Parquet are built in; nothing may be fetched from the network.
-    return duckdb.connect(":memory:", config=_CLOSED)
+    database = duckdb.connect(":memory:", config=_CLOSED)
+    database.execute("SET disable_parquet_prefetching = true")  # whole row groups: twice the memory, and no faster
+    return database
 
 
 def _literal(path: Path) -> str:
@@ -783,16 +837,44 @@ def _mixed(value: Any) -> str | None:
 # --- digest ----------------------------------------------------------------------------------------
 
 
+class _Content:
+    """SHA-256 over columns that come chunk by chunk and are let go; the same however they are cut."""
+
+    def __init__(self) -> None:
+        self._running: dict[str, list[Any]] = {}
+
+    def add(self, columns: Mapping[str, Column]) -> None:
+        """The next chunk."""
+        for name, values in columns.items():
+            kind, parts = _parts(values)
+            running = self._running.setdefault(f"{name}\0{kind}", [hashlib.sha256() for _ in parts])
+            for digest, part in zip(running, parts, strict=True):
+                digest.update(np.ascontiguousarray(part).data)
+
+    def digest(self) -> bytes:
+        """Over all columns."""
+        whole = hashlib.sha256(b"fedlearn content 1")
+        for name in sorted(self._running):
+            whole.update(hashlib.sha256(name.encode()).digest())
+            for digest in self._running[name]:
+                whole.update(digest.digest())
+        return whole.digest()
+
+
 def _feed(digest: Any, name: str, values: Column | pa.StringArray | Target) -> None:
     """Each field is its name, type, length and content, so that no two tables give the same bytes."""
-    if isinstance(values, np.ndarray):
-        kind, parts = values.dtype.str, [_canonical(values)]
-    else:
-        kind, parts = "text", _text_parts(_decoded(values))
+    kind, parts = _parts(values)
     header = f"{name}\0{kind}\0{len(values)}".encode()
     digest.update(len(header).to_bytes(8, "little") + header)
     for part in parts:
         digest.update(np.ascontiguousarray(part).data)
+
+
+def _parts(values: Column | pa.StringArray | Target) -> tuple[str, list[npt.NDArray[Any]]]:
+    """A column's type, and its content as arrays that grow with it."""
+    if isinstance(values, np.ndarray):
+        return values.dtype.str, [_canonical(values)]
+    return "text", _text_parts(_decoded(values))
 
 
 def _canonical(values: npt.NDArray[Any]) -> npt.NDArray[Any]:
