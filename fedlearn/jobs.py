@@ -715,7 +715,7 @@ def _predict_trees(channel: Channel, own: Own, share: shares.Share, alignment: A
         before = jobs_score.score_passive(channel, share, bins, order, pieces)
         return {"pieces": pieces.count, "pieces_from_before": before}
     margins = jobs_score.score_active(channel, share, bins, order, own.table.rows, pieces)
-    scored, curve = own_order(alignment)[0], share.calibration
+    scored, curve = np.sort(order[order >= 0]), share.calibration
 
     def columns(part: slice) -> dict[str, Any]:
         chosen = np.stack([values[scored[part]] for values in margins])
@@ -731,8 +731,7 @@ def _predict_glm(channel: Channel, own: Own, share: linear.LinearShare, alignmen
     pieces = _pieces(own, alignment, share.model_id)
     if share.role == "passive":
         return jobs_glm.predict_passive(channel, own.contract, share, own.table, alignment.rows, pieces)
-    scored = own_order(alignment)[0]
-    rows = jobs_glm.Scored(own.table, own.offset, alignment.rows, scored)
+    rows = jobs_glm.Scored(own.table, own.offset, alignment.rows, np.sort(alignment.rows[alignment.rows >= 0]))
     facts = jobs_glm.predict_active(channel, own.contract, share, rows, pieces, path)
     return facts | {"warnings": [*own.warnings, *facts["warnings"]]}
 

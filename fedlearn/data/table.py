@@ -58,6 +58,7 @@ _CLOSED: dict[str, str | bool | int | float | list[str]] = {
 }
 _DEFAULT_KEY = Key(column="id")
 _EXAMPLES = 5  # rows that a message names
+_AT_ONCE, _GROUPS = 1 << 18, 16  # identifiers that are looked through for repeats at once; groups of more
 
 
 Target = npt.NDArray[np.int8] | npt.NDArray[np.int32] | npt.NDArray[np.float64]
@@ -545,24 +546,45 @@ def _select(ids: pa.StringArray, key: Key, source: str) -> tuple[npt.NDArray[np.
         raise NullIds(
             f"{source} has {nulls} row(s) without identifier in column {key.column!r}, the first {_examples(null)}"
         )
-    kept = np.flatnonzero(~null)
-    if not len(kept):
+    if nulls == len(ids):
         raise EmptyTable(f"{source} has no row with an identifier in column {key.column!r}")
 
-    # Arrow numbers the values by first appearance, so a row is the first of its identifier if it sets a new maximum.
-    codes = ids.take(pa.array(kept)).dictionary_encode().indices.to_numpy()
-    first = np.diff(np.maximum.accumulate(codes), prepend=-1) > 0
-    repeats = len(first) - int(first.sum())
-    if repeats and key.duplicates == "error":
-        earliest = np.empty(int(codes.max()) + 1, np.int64)
-        earliest[codes[first]] = np.flatnonzero(first)
-        again = np.flatnonzero(~first)[:_EXAMPLES]
-        shown = (f"row {kept[row] + 1} repeats row {kept[earliest[codes[row]]] + 1}" for row in again)
+    chosen, pairs = ~null, []
+    for rows in _alike(ids, chosen):
+        # Arrow numbers values by first appearance, so a row is the first of its identifier if it sets a new maximum.
+        codes = ids.take(pa.array(rows)).dictionary_encode().indices.to_numpy()
+        first = np.diff(np.maximum.accumulate(codes), prepend=-1) > 0
+        chosen[rows[~first]] = False
+        pairs.append(np.stack([rows[~first], rows[first][codes[~first]]]))
+    again, earliest = np.concatenate(pairs, axis=1)
+    if len(again) and key.duplicates == "error":
+        examples = np.argsort(again)[:_EXAMPLES]
+        shown = (f"row {again[k] + 1} repeats row {earliest[k] + 1}" for k in examples)
         raise DuplicateIds(
-            f"{source} has {repeats} row(s) whose identifier in column {key.column!r} occurred before, "
+            f"{source} has {len(again)} row(s) whose identifier in column {key.column!r} occurred before, "
             f"for instance {', '.join(shown)}"
         )
-    return kept[first].astype(np.int64), {"null_ids": nulls, "duplicate_ids": repeats}
+    return np.flatnonzero(chosen), {"null_ids": nulls, "duplicate_ids": len(again)}
+
+
+def _alike(ids: pa.StringArray, present: npt.NDArray[np.bool_]) -> Iterator[npt.NDArray[np.int64]]:
+    """The rows that are ``present``, a few at a time, ascending; equal identifiers come together.
+
+    A table of millions of identifiers at once would take several times their memory.
+    """
+    starts, characters = _laid_out(ids)
+    if len(ids) <= _AT_ONCE:
+        yield np.flatnonzero(present)
+        return
+    lengths = np.diff(starts)
+    mixed = lengths.copy()
+    for weight, back in ((3, 1), (5, 2), (7, lengths // 2)):  # the last two characters, and one of the middle
+        mixed += weight * characters[np.minimum(starts[:-1] + np.maximum(lengths - back, 0), len(characters) - 1)]
+    group = (mixed % _GROUPS).astype(np.uint8)
+    for g in range(_GROUPS):
+        rows = np.flatnonzero(present & (group == g))
+        if len(rows):
+            yield rows
 
 
 def _binary(texts: pa.StringArray, kept: npt.NDArray[np.int64], label: Label, source: str) -> npt.NDArray[np.int8]:
@@ -887,8 +909,12 @@ def _canonical(values: npt.NDArray[Any]) -> npt.NDArray[Any]:
 def _text_parts(texts: pa.StringArray) -> list[npt.NDArray[Any]]:
     """Lengths (int32, shape (n,), -1 for null), then the characters one after another (uint8)."""
     lengths = pc.binary_length(texts).fill_null(-1).to_numpy()
-    filled = pa.concat_arrays([texts.fill_null("")])
-    _, offsets, characters = filled.buffers()
-    ends = np.frombuffer(offsets, np.int32)[filled.offset : filled.offset + len(filled) + 1]
-    content = np.frombuffer(characters, np.uint8) if characters else np.empty(0, np.uint8)
-    return [lengths, content[ends[0] : ends[-1]]]
+    starts, content = _laid_out(pa.concat_arrays([texts.fill_null("")]))
+    return [lengths, content[starts[0] : starts[-1]]]
+
+
+def _laid_out(texts: pa.StringArray) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.uint8]]:
+    """Where each text begins, and the last ends, int32 (n + 1,), in the characters; not copied."""
+    _, offsets, characters = texts.buffers()
+    starts = np.frombuffer(offsets, np.int32)[texts.offset : texts.offset + len(texts) + 1]
+    return starts, np.frombuffer(characters, np.uint8) if characters else np.empty(0, np.uint8)
