@@ -578,8 +578,8 @@ def _alike(ids: pa.StringArray, present: npt.NDArray[np.bool_]) -> Iterator[npt.
         return
     lengths = np.diff(starts)
     mixed = lengths.copy()
-    for weight, back in ((3, 1), (5, 2), (7, lengths // 2)):  # the last two characters, and one of the middle
-        mixed += weight * characters[np.minimum(starts[:-1] + np.maximum(lengths - back, 0), len(characters) - 1)]
+    for weight, at in ((3, lengths - 1), (5, np.maximum(lengths - 2, 0)), (7, lengths // 2)):
+        mixed += weight * characters[np.minimum(starts[:-1] + at, len(characters) - 1)]
     group = (mixed % _GROUPS).astype(np.uint8)
     for g in range(_GROUPS):
         rows = np.flatnonzero(present & (group == g))
