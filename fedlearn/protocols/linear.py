@@ -6,11 +6,11 @@
          and its reasons where the contract has any  ──►   adds its own part and the offset
       2.                                             ◄──   LinearDone
 
-0 is that of :mod:`fedlearn.protocols.score`: a large batch is many pieces, one after the other, each with steps 1 and 2.
+Step 0 is that of :mod:`fedlearn.protocols.score`: a large batch is many pieces, each with steps 1 and 2.
 
 The active side learns the passive side's partial score of every aligned row and, with a scorecard, the contract's codes
-of the passive columns that cost the row most, with the points. The passive side learns nothing beyond the alignment, and how
-many pieces the active side has from an attempt before.
+of the passive columns that cost the row most, with the points. The passive side learns nothing beyond the alignment,
+and how many pieces the active side has from an attempt before.
 """
 
 from __future__ import annotations
