@@ -32,6 +32,7 @@ from fedlearn.crypto.draws import Draws
 from fedlearn.crypto.lwe import Plan
 from fedlearn.crypto.privacy import epsilon_of
 from fedlearn.data import Binning, FeatureBins, PartyTable, fit_binning, load_table, periods
+from fedlearn.data.table import Encode
 from fedlearn.errors import BadConfig, BadLabel, NotInContract, OutputExists, WrongCheckpoint, WrongModel
 from fedlearn.keys import check_own, is_signed, key_fingerprint, sign
 from fedlearn.learner import booster
@@ -74,7 +75,7 @@ class Own:
         party: its name.
         role: ``active`` or ``passive`` under the contract.
         contract: what both agreed to.
-        table: its own rows.
+        table: its own rows; for ``predict``, encoded for its share (but for k-means).
         folder: where the job's result goes; nothing is there yet.
         share: its share of the model to score with (``predict`` only).
         on_file: an alignment made earlier of exactly these IDs under exactly this contract, if there is one.
@@ -134,7 +135,7 @@ def prepare(
         job: what is to be done.
         model: for ``predict``, the folder of this side's share; ``<output>/model`` by default.
         out: where the result goes; ``<output>/<name of the result>`` by default.
-        resume: for ``train`` and ``predict``, go on from the checkpoint beside ``out``.
+        resume: for ``train`` (of trees) and ``predict`` (not of k-means), go on from the checkpoint beside ``out``.
         earlier: for ``train``, the folder of this side's share of a model to go on from (warm start).
         plan: for ``train``, the folder of ``statistics`` whose plan of columns to keep to.
         form: for ``predict``, ``csv`` or ``parquet``.
@@ -197,17 +198,19 @@ def _prepare_job(
     earlier: Path | None, plan_id: bytes = b"",
 ) -> Own:  # fmt: skip
     if contract.glm is not None or contract.kmeans is not None:
-        if resume or earlier is not None:
+        resumes = contract.glm is not None and job == "predict"
+        if (resume and not resumes) or earlier is not None:
             what = "a regression" if contract.glm else "k-means"
             raise NotInContract(f"{what} takes a few steps: it cannot be resumed or go on from an earlier model")
         by_steps = _prepare_glm if contract.glm else _prepare_kmeans
-        return replace(by_steps(party, contract, job, role, folder, model), plan_id=plan_id)
+        own = replace(by_steps(party, contract, job, role, folder, model), plan_id=plan_id)
+        return _with_scoring_on_file(own, resume) if resumes else own
     share = None
     if job == "predict":
         share = shares.load(model or party.output.folder / "model", contract, party.party)
         if isinstance(share, shares.ActiveShare) != (role == "active"):
             raise WrongModel(f"the share of {party.party!r} is not that of the {role} side")
-    table, period = _load(party, contract, role, job)
+    table, period = _load(party, contract, role, job, None if share is None else share.binning.encode)
     plan = None
     if job in ("check", "train"):
         plan = budget_plan(contract, role, table)
@@ -230,7 +233,9 @@ def _prepare_job(
     return own
 
 
-def _load(party: PartyFile, contract: Contract, role: str, job: Job) -> tuple[PartyTable, NDArray[np.int8] | None]:
+def _load(
+    party: PartyFile, contract: Contract, role: str, job: Job, encode: Encode | None
+) -> tuple[PartyTable, NDArray[np.int8] | None]:
     """This side's table; and on the active side, where the contract has [out_of_time], each row's period."""
     judges = role == "active" and job in ("check", "train")
     later = contract.out_of_time if judges else None
@@ -239,7 +244,7 @@ def _load(party: PartyFile, contract: Contract, role: str, job: Job) -> tuple[Pa
         features = periods.with_period(features, later.column, later.first)
     key, also = contract.align.key, contract.align.also
     label = contract.label if judges else None
-    table = load_table(party.data, key, features, label, contract.budget.rows, contract.target, also)
+    table = load_table(party.data, key, features, label, contract.budget.rows, contract.target, also, encode)
     return (table, None) if later is None else periods.split_off(table, later.column, later.first)
 
 
@@ -319,7 +324,7 @@ def _prepare_glm(party: PartyFile, contract: Contract, job: Job, role: str, fold
         share = linear.load(model or party.output.folder / "model", contract, party.party)
         if share.role != role:
             raise WrongModel(f"the share of {party.party!r} is not that of the {role} side")
-    loaded = jobs_glm.load(party.data, contract, role, job in ("check", "train"))
+    loaded = jobs_glm.load(party.data, contract, role, job in ("check", "train"), share)
     if job in ("check", "train"):
         jobs_glm.check_budget(contract, loaded.table)
     own = _with_alignment(party, contract, role, loaded.table, folder)
@@ -463,7 +468,7 @@ def _align(channel: Channel, own: Own) -> Summary:
     """Private set intersection; the result is kept for later runs."""
     alignment = _aligned(channel, own)
     with shares.staged(own.folder) as folder:
-        _save_alignment(folder, alignment, own)
+        save_alignment(folder, alignment, own)
         summary = _summary(channel, own, "align") | _alignment_facts(alignment, own.contract)
         handshake.part(channel)
         _write_run(folder, summary)
@@ -684,20 +689,8 @@ def _predict(channel: Channel, own: Own) -> Summary:
                 facts = _predict_glm(channel, own, own.share, alignment, scores)
             elif isinstance(own.share, cluster.ClusterShare):
                 facts = _predict_kmeans(channel, own, own.share, alignment, scores)
-            elif isinstance(own.share, shares.ActiveShare):
-                rows, position = own_order(alignment)
-                table = own.table.take(rows)
-                bins = own.share.binning.transform(table)
-                pieces = _pieces(own, alignment, own.share.model_id)
-                margins = jobs_score.score_active(channel, own.share, bins, position, alignment.size, pieces)
-                facts |= {"pieces": pieces.count, "pieces_from_before": pieces.done}
-                _write_scores(scores, table, own.contract, margins, own.share.calibration)
-                facts["rows_scored"] = margins.shape[1]
-            elif isinstance(own.share, shares.PassiveShare):
-                bins = own.share.binning.transform(own.table.take(alignment.rows))
-                pieces = _pieces(own, alignment, own.share.model_id)
-                before = jobs_score.score_passive(channel, own.share, bins, pieces)
-                facts |= {"pieces": pieces.count, "pieces_from_before": before}
+            elif own.share is not None:
+                facts = _predict_trees(channel, own, own.share, alignment, scores)
         summary = _summary(channel, own, "predict") | _alignment_facts(alignment, own.contract) | facts
         handshake.part(channel)
         _write_run(folder, summary)
@@ -711,19 +704,35 @@ def _pieces(own: Own, alignment: Alignment, model_id: bytes) -> jobs_score.Piece
     binding = {"alignment": alignment.id.hex(), "model": model_id.hex(), "table": table}
 
     def keep(folder: Path) -> None:
-        _save_alignment(folder, alignment, own)
+        save_alignment(folder, alignment, own)
 
     return jobs_score.Pieces(_checkpoint_folder(own), binding, alignment.size, keep)
 
 
+def _predict_trees(channel: Channel, own: Own, share: shares.Share, alignment: Alignment, path: Path) -> Summary:
+    pieces, order, bins = _pieces(own, alignment, share.model_id), alignment.rows, own.table.encoded
+    if isinstance(share, shares.PassiveShare):
+        before = jobs_score.score_passive(channel, share, bins, order, pieces)
+        return {"pieces": pieces.count, "pieces_from_before": before}
+    margins = jobs_score.score_active(channel, share, bins, order, own.table.rows, pieces)
+    scored, curve = np.sort(order[order >= 0]), share.calibration
+
+    def columns(part: slice) -> dict[str, Any]:
+        chosen = np.stack([values[scored[part]] for values in margins])
+        ids = {"id": own.table.ids.take(pa.array(scored[part]))}
+        beside = {} if curve is None else {"calibrated": curve.of(chosen[0])}
+        return ids | samples.predictions(own.contract, chosen) | beside
+
+    jobs_score.write_rows(path, len(scored), columns)
+    return {"pieces": pieces.count, "pieces_from_before": pieces.done, "rows_scored": len(scored)}
+
+
 def _predict_glm(channel: Channel, own: Own, share: linear.LinearShare, alignment: Alignment, path: Path) -> Summary:
+    pieces = _pieces(own, alignment, share.model_id)
     if share.role == "passive":
-        return jobs_glm.predict_passive(channel, own.contract, share, own.table.take(alignment.rows))
-    rows, position = own_order(alignment)
-    offset = None if own.offset is None else own.offset[rows]
-    facts = jobs_glm.predict_active(
-        channel, own.contract, share, own.table.take(rows), offset, position, alignment.size, path
-    )
+        return jobs_glm.predict_passive(channel, own.contract, share, own.table, alignment.rows, pieces)
+    rows = jobs_glm.Scored(own.table, own.offset, alignment.rows, np.sort(alignment.rows[alignment.rows >= 0]))
+    facts = jobs_glm.predict_active(channel, own.contract, share, rows, pieces, path)
     return facts | {"warnings": [*own.warnings, *facts["warnings"]]}
 
 
@@ -803,7 +812,8 @@ def _alignment_facts(alignment: Alignment, contract: Contract) -> Summary:
     return facts | {"rows_by_key": dict(zip(columns, alignment.by_key, strict=False))}
 
 
-def _save_alignment(folder: Path, alignment: Alignment, own: Own) -> None:
+def save_alignment(folder: Path, alignment: Alignment, own: Own) -> None:
+    """Write an alignment of this side's IDs into ``folder``, which exists."""
     feather.write_feather(pa.table({"row": pa.array(alignment.rows, pa.int64())}), folder / "rows.arrow")
     head = {
         "contract_hash": own.contract.hash().hex(),
@@ -850,7 +860,7 @@ def _alignment_on_file(folder: Path, contract: Contract, table: PartyTable, key:
 
 def _fingerprint_of_ids(table: PartyTable) -> str:
     """Features and labels may change without a row becoming another customer's."""
-    return replace(table, columns={}, label=None, more=(), weight=None).fingerprint().hex()
+    return replace(table, columns={}, label=None, more=(), weight=None, content=b"").fingerprint().hex()
 
 
 # --- results -----------------------------------------------------------------------------------------
@@ -942,8 +952,3 @@ def _privacy_told(contract: Contract) -> str:
 
 def _write_run(folder: Path, summary: Summary) -> None:
     (folder / "run.json").write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
-
-
-def _write_scores(path: Path, table: PartyTable, contract: Contract, margins: F64, curve: Calibration | None) -> None:
-    beside = {} if curve is None else {"calibrated": curve.of(margins[0])}
-    jobs_score.write_table(path, {"id": table.ids, **samples.predictions(contract, margins), **beside})

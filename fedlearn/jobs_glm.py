@@ -9,14 +9,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 from numpy.typing import NDArray
 
 from fedlearn.channel import Channel
 from fedlearn.contract import Contract, Data, Glm, Kind, Side
 from fedlearn.data import PartyTable, load_table, periods
-from fedlearn.data.design import Codes, Column, Design, Evidence, fit_codes, fit_design
+from fedlearn.data.design import Codes, Column, Design, Evidence, fit_codes, fit_design, warnings_of
+from fedlearn.data.table import Encode
 from fedlearn.errors import BadLabel, ColumnMissing, OverBudget
-from fedlearn.jobs_score import write_table
+from fedlearn.jobs_score import Found, Pieces, run_active, run_passive, write_rows, write_table
 from fedlearn.learner import glm as learner
 from fedlearn.learner.select import redundant
 from fedlearn.learner.woe import Groups, merge, stability
@@ -30,6 +32,7 @@ from fedlearn.report.metrics import linear_figures
 F64 = NDArray[np.float64]
 I64 = NDArray[np.int64]
 Summary = dict[str, Any]
+_OFFSET = "offset"  # among what a table to score is encoded to
 
 
 @dataclass(frozen=True)
@@ -42,10 +45,11 @@ class Loaded:
     period: NDArray[np.int8] | None = None
 
 
-def load(data: Data, contract: Contract, role: str, train: bool) -> Loaded:
+def load(data: Data, contract: Contract, role: str, train: bool, share: LinearShare | None = None) -> Loaded:
     """Read this side's table with the offset that the contract names.
 
-    At scoring an offset may be missing, in part or altogether: it counts as 0, with a warning.
+    At scoring the table is encoded for ``share``, and an offset may be missing, in part or altogether: it counts as 0,
+    with a warning.
 
     Raises:
         BadLabel: a row to train on has no offset. And as :func:`fedlearn.data.load_table`.
@@ -58,22 +62,24 @@ def load(data: Data, contract: Contract, role: str, train: bool) -> Loaded:
     later = contract.out_of_time if label else None
     if later is not None:
         features = periods.with_period(features, later.column, later.first)
+
+    def read(names: Mapping[str, Kind], encode: Encode | None) -> PartyTable:
+        agreed = contract.align
+        return load_table(data, agreed.key, names, label, contract.budget.rows, contract.target, agreed.also, encode)
+
     said = []
     try:
-        table = load_table(
-            data, contract.align.key, features, label, contract.budget.rows, contract.target, contract.align.also
-        )
+        table = read(features, _encoder(share, column))
     except ColumnMissing:
         if column is None or train:
             raise
-        table = load_table(
-            data, contract.align.key, side.features, label, contract.budget.rows, contract.target, contract.align.also
-        )  # only at scoring, where no period is read
+        table = read(side.features, _encoder(share, None))  # only at scoring, where no period is read
         said.append(f"offset column {column!r} is not in {data.source}: it counts as 0")
-    offset = None
+    offset = table.encoded.get(_OFFSET)
     if column is not None and column in table.columns:
         offset = np.asarray(table.columns[column])
         table = replace(table, columns={n: v for n, v in table.columns.items() if n != column})
+    if offset is not None:
         missing = np.isnan(offset)
         if missing.any() and train:
             raise BadLabel(
@@ -87,6 +93,13 @@ def load(data: Data, contract: Contract, role: str, train: bool) -> Loaded:
     if later is not None:
         table, period = periods.split_off(table, later.column, later.first)
     return Loaded(table, offset, tuple(said), period)
+
+
+def _encoder(share: LinearShare | None, offset: str | None) -> Encode | None:
+    """What a table to score is encoded by, the offset's column kept beside; None without a share."""
+    if share is None:
+        return None
+    return lambda rows: share.encode(rows) | ({_OFFSET: np.asarray(rows.columns[offset])} if offset else {})
 
 
 def settings_of(contract: Contract) -> Glm:
@@ -459,68 +472,123 @@ def _unconverged(converged: bool, glm: Glm) -> list[str]:
 # --- predict -----------------------------------------------------------------------------------------
 
 
+@dataclass(frozen=True)
+class Scored:
+    """The active side's rows to score.
+
+    Attributes:
+        table: encoded (:meth:`fedlearn.models.linear.LinearShare.encode`), aligned or not.
+        offset: float64 (n,), of its rows; None without.
+        order: int64, own row at each place of the shared order, -1 for none.
+        rows: int64 (m,), the aligned rows, ascending.
+    """
+
+    table: PartyTable
+    offset: F64 | None
+    order: I64
+    rows: I64
+
+
 def predict_active(
-    channel: Channel, contract: Contract, share: LinearShare, table: PartyTable, offset: F64 | None,
-    position: I64, universe: int, path: Path,
-) -> Summary:  # fmt: skip
+    channel: Channel, contract: Contract, share: LinearShare, scored: Scored, pieces: Pieces, path: Path
+) -> Summary:
     """Score aligned rows and write them to ``path``."""
-    card = contract.scorecard
+    card, table, offset = contract.scorecard, scored.table, scored.offset
+    own = None if card is None else Points.of(share, card, contract.active)
     codes = codes_of(card, contract.passive) if card is not None else ()
     due = reasons_due(card, codes) if card is not None else 0
-    theirs, reasons = linear.score_active(channel, universe, due, len(codes))
-    eta = share.scores(table) + theirs[position] + (0.0 if offset is None else offset)
-    glm = settings_of(contract)
-    mean = learner.family_of(glm).mean(eta)
-    columns: dict[str, Any] = {"id": table.ids}
-    columns |= {"probability": mean, "log_odds": eta} if glm.family == "logistic" else {"prediction": mean}
-    if card is not None:
-        factor = card.pdo / np.log(2)
-        columns["score"] = card.base_score - factor * (np.log(card.base_odds) + eta)
-        own = Points.of(share, card, contract.active)
-        columns |= _reason_columns(own, table, codes, reasons, position)
-    write_table(path, columns)
-    facts: Summary = {"rows_scored": table.rows}
+    kinds: dict[str, np.dtype[Any]] = {"eta": np.dtype(np.float64)}
+    if own is not None:
+        most = min(own.settings.reasons, reasons_due(own.settings, own.named) + due)
+        kinds |= {f"reason_{k + 1}": np.dtype(np.uint16) for k in range(most)}
+
+    def one(rows: I64, place: I64, length: int) -> Found:
+        theirs, reasons = linear.score_active(channel, length, due, len(codes))
+        eta = table.encoded["eta"][rows] + theirs[place] + (0.0 if offset is None else offset[rows])
+        told = linear.Reasons(reasons.code[place], reasons.lost[place])
+        return {"eta": eta, **({} if own is None else _reasons(own, _groups(share, table, rows), told, len(codes)))}
+
+    found = run_active(channel, pieces, scored.order, table.rows, kinds, one)
+    names = np.array([] if own is None else [*own.named, *codes, ""])
+
+    def columns(part: slice) -> dict[str, Any]:
+        rows = scored.rows[part]
+        written = _scores(contract, found["eta"][rows])
+        written |= {name: names[found[name][rows]].tolist() for name in kinds if name != "eta"}
+        return {"id": table.ids.take(pa.array(rows))} | written
+
+    write_rows(path, len(scored.rows), columns)
+    facts: Summary = {"pieces": pieces.count, "pieces_from_before": pieces.done, "rows_scored": len(scored.rows)}
     if share.deciles is not None:
-        now = np.bincount(np.searchsorted(share.deciles, eta), minlength=10)
+        now = np.bincount(np.searchsorted(share.deciles, found["eta"][scored.rows]), minlength=10)
         facts["score_stability_index"] = stability(np.full(10, 0.1), now)
-    return facts | _stability(share, table) | {"warnings": share.design.unseen(table)}
+    return facts | _stability(share, table, scored.rows)
 
 
-def predict_passive(channel: Channel, contract: Contract, share: LinearShare, table: PartyTable) -> Summary:
-    """Serve the scoring of aligned rows."""
-    none = np.empty((table.rows, 0))
-    reasons = linear.Reasons(none.astype(np.uint8), none.astype(np.float32))
-    if contract.scorecard is not None:
-        points = Points.of(share, contract.scorecard, contract.passive)
-        reasons = linear.Reasons(*points.reasons(points.of_rows(table)))
-    linear.score_passive(channel, share.scores(table), reasons)
-    return _stability(share, table) | {"warnings": share.design.unseen(table)}
+def predict_passive(
+    channel: Channel, contract: Contract, share: LinearShare, table: PartyTable, order: I64, pieces: Pieces
+) -> Summary:
+    """Serve the scoring of aligned rows; ``table`` is encoded, ``order`` int64 (n,) its rows in the shared order."""
+    points = None if contract.scorecard is None else Points.of(share, contract.scorecard, contract.passive)
+
+    def one(rows: I64) -> None:
+        none = np.empty((len(rows), 0))
+        reasons = linear.Reasons(none.astype(np.uint8), none.astype(np.float32))
+        if points is not None:
+            reasons = linear.Reasons(*points.reasons(points.of_groups(_groups(share, table, rows))))
+        linear.score_passive(channel, table.encoded["eta"][rows], reasons)
+
+    before = run_passive(channel, pieces, order, one)
+    return {"pieces": pieces.count, "pieces_from_before": before} | _stability(share, table, order)
 
 
-def _stability(share: LinearShare, table: PartyTable) -> Summary:
-    """Stability index of each own column on weights of evidence, against the training rows."""
+def _groups(share: LinearShare, table: PartyTable, rows: I64) -> list[NDArray[np.uint8]]:
+    """The groups of some rows of an encoded table, uint8 (m,) for each column, all on weights of evidence."""
+    return [table.encoded[f"group {column.name}"][rows] for column in share.design.columns]
+
+
+def _scores(contract: Contract, eta: F64) -> dict[str, Any]:
+    """Columns of a score file for linear predictors float64 (m,)."""
+    glm, card = settings_of(contract), contract.scorecard
+    mean = learner.family_of(glm).mean(eta)
+    columns: dict[str, Any] = (
+        {"probability": mean, "log_odds": eta} if glm.family == "logistic" else {"prediction": mean}
+    )
+    if card is not None:
+        columns["score"] = card.base_score - card.pdo / np.log(2) * (np.log(card.base_odds) + eta)
+    return columns
+
+
+def _stability(share: LinearShare, table: PartyTable, rows: I64) -> Summary:
+    """Of some rows of an encoded table: each own column's stability index against the training rows, and warnings.
+
+    There is an index of columns on weights of evidence alone.
+    """
     found = {}
     for column in share.design.columns:
         if column.evidence is not None:
-            group = column.evidence.group[column.evidence.codes.of(table)]
-            now = np.bincount(group, minlength=len(column.evidence.rows))
-            found[column.name] = stability(column.evidence.rows, now)
-    return {"stability_index": found} if found else {}
+            group = table.encoded[f"group {column.name}"][rows]
+            found[column.name] = stability(
+                column.evidence.rows, np.bincount(group, minlength=len(column.evidence.rows))
+            )
+    strange = {name.removeprefix("unseen "): int(values[rows].sum()) for name, values in table.encoded.items()
+               if name.startswith("unseen ")}  # fmt: skip
+    return ({"stability_index": found} if found else {}) | {"warnings": warnings_of(strange)}
 
 
-def _reason_columns(
-    own: Points, table: PartyTable, codes: tuple[str, ...], theirs: linear.Reasons, position: I64
-) -> dict[str, Any]:
-    """Columns reason_1, reason_2 and so on: the codes of both sides that cost each row most, the dearest first."""
-    mine, lost = own.reasons(own.of_rows(table))
-    names = np.array([*own.named, *codes, ""])
-    their_codes = theirs.code[position].astype(np.int64)
-    shifted = np.where(their_codes == 255, len(names) - 1, len(own.named) + their_codes)
-    code = np.concatenate([np.where(mine == 255, len(names) - 1, mine.astype(np.int64)), shifted], axis=1)
-    amount = np.concatenate([lost, theirs.lost[position]], axis=1)
+def _reasons(own: Points, groups: list[NDArray[np.uint8]], theirs: linear.Reasons, codes: int) -> Found:
+    """reason_1, reason_2 and so on, uint16 (m,): codes of both sides that cost each row most, the dearest first.
+
+    They count own codes first, then the peer's ``codes``, then one for none.
+    """
+    mine, lost = own.reasons(own.of_groups(groups))
+    none = len(own.named) + codes
+    sides = [np.where(code == 255, none, code.astype(np.uint16) + first)
+             for code, first in ((mine, 0), (theirs.code, len(own.named)))]  # fmt: skip
+    code, amount = np.concatenate(sides, axis=1), np.concatenate([lost, theirs.lost], axis=1)
     order = np.argsort(-amount, axis=1, kind="stable")[:, : own.settings.reasons]
-    chosen = np.take_along_axis(code, order, axis=1)
-    return {f"reason_{k + 1}": names[chosen[:, k]].tolist() for k in range(chosen.shape[1])}
+    chosen = np.take_along_axis(code, order, axis=1).astype(np.uint16)
+    return {f"reason_{k + 1}": chosen[:, k] for k in range(chosen.shape[1])}
 
 
 # --- files -------------------------------------------------------------------------------------------

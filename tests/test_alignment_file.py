@@ -34,7 +34,7 @@ def folder(tmp_path: Path, key: Path) -> Path:
     where = tmp_path / "alignment"
     where.mkdir()
     own = jobs.Own("active", "active", contract("mutual"), TABLE, where, key=key)
-    jobs._save_alignment(where, ALIGNMENT, own)
+    jobs.save_alignment(where, ALIGNMENT, own)
     return where
 
 
@@ -59,7 +59,7 @@ def test_it_is_not_used_for_another_contract_or_other_ids(folder: Path, key: Pat
 def test_what_was_touched_is_refused(folder: Path, key: Path) -> None:
     head = json.loads((folder / "alignment.json").read_text())
     rows = (folder / "rows.arrow").read_bytes()
-    jobs._save_alignment(folder, ALIGNMENT, jobs.Own("active", "active", contract("mutual"), TABLE, folder, key=key))
+    jobs.save_alignment(folder, ALIGNMENT, jobs.Own("active", "active", contract("mutual"), TABLE, folder, key=key))
 
     (folder / "alignment.json").write_text(json.dumps(head | {"alignment_id": "00" * 16}))
     with pytest.raises(WrongModel, match="not signed with this party's key"):

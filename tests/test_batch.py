@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from itertools import count
 from typing import Any
 
 import pytest
@@ -14,8 +15,9 @@ from fedlearn.channel import Channel, simulate
 from fedlearn.cli.main import run as command_line
 from fedlearn.contract import load_party
 from fedlearn.errors import Malformed, OutputExists, PeerAborted, WrongCheckpoint
-from fedlearn.protocols import score
-from tests.parties import MODULES, Pair, make_keys, make_pair, read_csv
+from fedlearn.protocols import linear, score
+from tests.parties import MODULES, Pair, make_keys, make_pair, read_csv, write_csv
+from tests.test_glm_end_to_end import CARD, glm_pair, with_offset
 
 
 @pytest.fixture(scope="module")
@@ -58,18 +60,27 @@ def test_parquet_says_the_same(pair: Pair) -> None:
     assert {row["id"]: row["log_odds"] for row in rows} == {i: float(row["log_odds"]) for i, row in known.items()}
 
 
-def broken_off(pair: Pair, out: str, monkeypatch: pytest.MonkeyPatch, after: int) -> None:
-    """A batch of which ``after`` pieces were done when the active side went down."""
+def broken_off(pair: Pair, out: str, monkeypatch: pytest.MonkeyPatch, after: int, passive: bool = False) -> None:
+    """A batch of which ``after`` pieces were done when the active side went down; or the passive one (regressions)."""
     monkeypatch.setattr(jobs_score, "PIECE_ROWS", 37)
-    keep = jobs_score.Pieces.keep
+    keep, serve = jobs_score.Pieces.keep, linear.score_passive
+    served = count()
 
-    def dies(self: jobs_score.Pieces, number: int, margins: Any) -> None:
+    def dies(self: jobs_score.Pieces, number: int, found: Any) -> None:
         if number == after:
             raise KeyboardInterrupt
-        keep(self, number, margins)
+        keep(self, number, found)
+
+    def fails(*given: Any) -> None:
+        if next(served) == after:
+            raise KeyboardInterrupt
+        serve(*given)
 
     with monkeypatch.context() as patched:
-        patched.setattr(jobs_score.Pieces, "keep", dies)
+        if passive:
+            patched.setattr(linear, "score_passive", fails)
+        else:
+            patched.setattr(jobs_score.Pieces, "keep", dies)
         with pytest.raises((KeyboardInterrupt, PeerAborted)):
             predict(pair, out)
 
@@ -107,6 +118,63 @@ def test_a_checkpoint_of_something_else_is_refused(pair: Pair, monkeypatch: pyte
     piece.write_bytes(piece.read_bytes()[:100])
     with pytest.raises((WrongCheckpoint, PeerAborted)):
         predict(pair, "other", resume=True)
+
+
+# --- regressions ------------------------------------------------------------------------------------
+
+
+REGRESSIONS: dict[str, dict[str, Any]] = {
+    "card": {"glm": {"woe": True, "bins": 8, "l2": 0.001}, "scorecard": CARD},
+    "one-sided": {
+        "glm": {"l2": 0.01, "errors": False},
+        "mode": "one-sided",
+        "change": with_offset(lambda i: f"{i / 99}"),
+    },
+}
+
+
+@pytest.fixture(scope="module", params=REGRESSIONS)
+def regression(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Pair:
+    keyring = make_keys(tmp_path_factory.mktemp("keys"))
+    made = glm_pair(tmp_path_factory.mktemp("regression"), keyring, **REGRESSIONS[request.param])
+    files = [str(made.party_file(party)) for party in MODULES]
+    for job in ("train", "predict"):
+        assert command_line(["simulate", *files, "--job", job, "--progress", "none", "--json"]) == 0
+    return made
+
+
+@pytest.mark.parametrize("dies", MODULES)
+def test_a_regression_goes_on_whoever_crashed(regression: Pair, dies: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    out = f"after-{dies}"
+    broken_off(regression, out, monkeypatch, 2, passive=dies == "platform")
+    with pytest.raises(OutputExists, match="--resume"):
+        predict(regression, out)
+    found = predict(regression, out, resume=True)
+    passive = json.loads((regression.output("platform") / out / "run.json").read_text())
+    assert found["pieces"] == passive["pieces"] > 3
+    assert found["pieces_from_before"] == passive["pieces_from_before"] == 2
+    before = json.loads((regression.output("bank") / "predictions" / "run.json").read_text())
+    (told,) = [line["values"] for line in passive["ledger"] if line["message"] == "LinearScores"]
+    (whole,) = [line["values"] for line in before["ledger"] if line["message"] == "LinearScores"]
+    assert told == whole - 2 * 37 * (whole // passive["rows_common_order"])
+    assert scores(regression, out) == scores(regression, "predictions")
+    for name in ("score_stability_index", "warnings"):
+        assert found.get(name) == before.get(name)
+    assert not list(regression.output("bank").glob("*.checkpoint"))
+    assert not list(regression.output("platform").glob("*.checkpoint"))
+
+
+def test_a_regression_with_other_values_is_refused(regression: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+    broken_off(regression, "moved", monkeypatch, 2)
+    rows = regression.rows["bank"]
+    moved = [row | {"income": row["income"] and f"{float(row['income']) + 1e-9}"} for row in rows]  # in the same bin
+    try:
+        write_csv(regression.folder / "bank" / "table.csv", moved)
+        with pytest.raises((WrongCheckpoint, PeerAborted)):
+            predict(regression, "moved", resume=True)
+    finally:
+        write_csv(regression.folder / "bank" / "table.csv", rows)
+    assert predict(regression, "moved", resume=True)["pieces_from_before"] == 2
 
 
 def test_more_pieces_than_there_are() -> None:

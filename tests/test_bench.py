@@ -70,10 +70,12 @@ def test_serve_a_scorecard() -> None:
 
 
 @pytest.mark.processes
-def test_predict() -> None:
-    said = bench("predict", "--rows", "3000", "--trees", "5", "--depth", "3")
+@pytest.mark.parametrize("more", [(), ("--model", "scorecard", "--aligned")])
+def test_predict(more: tuple[str, ...]) -> None:
+    said = bench("predict", "--rows", "3000", "--trees", "5", "--depth", "3", *more)
     assert said["rows_written"] == 3000
     assert set(said["phase_seconds"]) == {"align", "score"}
+    assert 0 < said["peak_mib_read"] <= said["peak_mib"]
 
 
 @pytest.mark.processes

@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fedlearn.contract import Data, Key, Kind, Label
-from fedlearn.data import load_table, make_table, normalise
+from fedlearn.data import fit_binning, load_table, make_table, normalise, table
 from fedlearn.errors import (
     BadConfig,
     BadLabel,
@@ -34,8 +34,8 @@ STATUS = Label(column="Status", positive="bad")
 HEADER = "phone,Income,Home,Status\n"
 
 
-def load(path, key=PHONE, features=FEATURES, label=None, max_rows=1_000_000, **data):
-    return load_table(Data(path=path, **data), key, features, label, max_rows)
+def load(path, key=PHONE, features=FEATURES, label=None, max_rows=1_000_000, encode=None, **data):
+    return load_table(Data(path=path, **data), key, features, label, max_rows, encode=encode)
 
 
 @pytest.fixture
@@ -155,16 +155,29 @@ def test_csv_parquet_and_memory_give_the_same_table(tmp_path):
     assert from_csv.ids.to_pylist() == frame["phone"].to_pylist()
     assert from_csv.fingerprint() == from_parquet.fingerprint() == memory.fingerprint()
 
+    # Encoded as it is read: the same bins, and a digest of the values that were let go, not of their bins.
+    binning = fit_binning(memory, 8, FEATURES)
+    encoded = [load(tmp_path / name, encode=binning.encode) for name in ("t.csv", "t.parquet")]
+    for one in encoded:
+        assert not one.columns
+        np.testing.assert_array_equal(np.stack([one.encoded[name] for name in FEATURES]), binning.transform(memory))
+        np.testing.assert_array_equal(one.take(np.array([5])).encoded["Home"], one.encoded["Home"][5:6])
+    assert encoded[0].fingerprint() == encoded[1].fingerprint()
+    moved = pd_frame.assign(Income=pd_frame["Income"].where(pd_frame.index != 190_000, np.nextafter(0.5, 1)))
+    moved.to_csv(tmp_path / "moved.csv", index=False)
+    assert load(tmp_path / "moved.csv", encode=binning.encode).fingerprint() != encoded[0].fingerprint()
+
     # The same file with a bad cell and a repeated row far down.
     broken = pd_frame.astype({"Income": object})
     broken.loc[190_000, "Income"] = "much"
     broken.to_csv(tmp_path / "broken.csv", index=False)
     with pytest.raises(NotNumeric, match=r"'Income' of .*broken.csv holds 'much' in row 190001"):
-        load(tmp_path / "broken.csv")
+        load(tmp_path / "broken.csv", encode=binning.encode)
     pd_frame.loc[199_999, "phone"] = pd_frame.loc[150_000, "phone"]
     pd_frame.to_csv(tmp_path / "twice.csv", index=False)
-    with pytest.raises(DuplicateIds, match="row 200000 repeats row 150001"):
-        load(tmp_path / "twice.csv")
+    for how in (None, binning.encode):
+        with pytest.raises(DuplicateIds, match="row 200000 repeats row 150001"):
+            load(tmp_path / "twice.csv", encode=how)
 
 
 def test_columns_in_memory_of_many_kinds():
@@ -272,6 +285,26 @@ def test_duplicate_ids_name_count_and_rows_of_the_file(write):
     path = write("phone,Income,Home\n9,1,a\n,2,a\n5 5,3,b\n5-5,4,c\n55,5,c\n")
     with pytest.raises(DuplicateIds, match=r"bank.csv has 2 row\(s\).*'phone' occurred before.*row 4 repeats row 3"):
         load(path, Key(column="phone", normalise="digits", nulls="drop"))
+
+
+@given(st.lists(st.sampled_from([None, "", "7", "17", "71", "171", "1771", "é", "名前"]), min_size=2, max_size=60))
+def test_repeats_are_found_in_groups_of_identifiers_too(ids):
+    def found():
+        one = make_table([*ids, "x"], {"a": np.arange(len(ids) + 1)}, {"a": "number"}, key=loose)
+        try:
+            make_table([*ids, "x"], {"a": np.arange(len(ids) + 1)}, {"a": "number"}, key=strict)
+        except DuplicateIds as error:
+            return one.columns["a"].tolist(), one.skipped, str(error)
+        return one.columns["a"].tolist(), one.skipped, None
+
+    loose = Key(column="id", normalise="exact", nulls="drop", duplicates="first")
+    strict = Key(column="id", normalise="exact", nulls="drop")
+    at_once = found()
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(table, "_AT_ONCE", 1)
+        assert found() == at_once
+    firsts = list(dict.fromkeys(i for i in ids if i))
+    assert at_once[0] == [*(ids.index(i) for i in firsts), len(ids)]
 
 
 def test_fractions_are_no_identifiers():

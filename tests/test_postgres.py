@@ -8,7 +8,7 @@ import pytest
 
 from fedlearn.cli.party import _overrides
 from fedlearn.contract import Data, Key, load_party
-from fedlearn.data import PartyTable, load_table, postgres
+from fedlearn.data import PartyTable, fit_binning, load_table, postgres
 from fedlearn.errors import BadConfig, ColumnMissing, DuplicateIds, FedlearnError, FileMissing, NotFinite, OverBudget
 from tests.parties import make_pair
 from tests.servers import PASSWORD, Postgres, postgres_server
@@ -60,6 +60,11 @@ def test_batches(customers: Postgres, monkeypatch: pytest.MonkeyPatch) -> None:
     assert read.ids.to_pylist() == [str(i) for i in range(1, 2001)]
     np.testing.assert_array_equal(read.columns["income"], np.arange(1, 2001) / 2)
     assert read.columns["work"].to_pylist()[1898:1902] == [None, None, "w2", "w0"]
+    binning = fit_binning(read, 8, FEATURES)  # type: ignore[arg-type]
+    data = Data.model_validate({"url": customers.url(), "query": query.format("generate_series(1, 2000)")})
+    key = Key(column="phone", normalise="digits")
+    encoded = load_table(data, key, FEATURES, None, 2000, encode=binning.encode).encoded  # type: ignore[arg-type]
+    np.testing.assert_array_equal(list(encoded.values()), binning.transform(read))
     with pytest.raises(OverBudget, match="the query on PostgreSQL has more rows than the 1000"):
         table(
             customers.url(), query.format("(SELECT generate_series(1, 100000000) AS g)"), rows=1000

@@ -206,12 +206,10 @@ def _prepare(folder: Path, setting: Setting) -> dict[str, Path]:
     contract = Contract(
         name="bench", purpose="measure online scoring", expires=date(2999, 12, 31), active=sides["active"],
         passive=sides["passive"], label=Label(column="label"), align=Align(key=Key(column="id", normalise="digits")),
-        serving=Serving(mode=setting.mode, tells=setting.tells, purposes=("bench",)), **_algorithm(setting),
+        serving=Serving(mode=setting.mode, tells=setting.tells, purposes=("bench",)), **algorithm(setting),
     )  # fmt: skip
     draws = np.random.default_rng(1)
-    card = setting.model == "scorecard"
-    halves: dict[str, Any] = {p: _card(p, draws) for p in PARTIES} if card else shares(setting, draws)
-    save: Any = linear.save if card else trees.save
+    halves = shares(setting, draws)
     listen = {party: f"127.0.0.1:{free_port()}" for party in PARTIES}
     files = {}
     for party in PARTIES:
@@ -228,7 +226,8 @@ def _prepare(folder: Path, setting: Setting) -> dict[str, Path]:
     return files
 
 
-def _algorithm(setting: Setting) -> dict[str, Any]:
+def algorithm(setting: Setting) -> dict[str, Any]:
+    """The contract's tables of the setting's model."""
     if setting.model == "trees":
         return {"boost": Boost(trees=setting.trees, depth=setting.depth, bins=_BINS)}
     codes = {name: f"R-{name}" for party in PARTIES for name in names(party)}
@@ -265,7 +264,19 @@ def names(party: str) -> list[str]:
     return [f"{party}{k}" for k in range(_FEATURES)]
 
 
-def shares(setting: Setting, draws: np.random.Generator) -> dict[str, trees.Share]:
+def shares(setting: Setting, draws: np.random.Generator) -> dict[str, Any]:
+    """Both halves of the setting's model."""
+    if setting.model == "trees":
+        return _trees(setting, draws)
+    return {party: _card(party, draws) for party in PARTIES}
+
+
+def save(half: Any, folder: Path, contract: Contract, party: str) -> None:
+    """Write one of :func:`shares` into ``folder``, which exists."""
+    (linear.save if isinstance(half, linear.LinearShare) else trees.save)(half, folder, contract, party)
+
+
+def _trees(setting: Setting, draws: np.random.Generator) -> dict[str, trees.Share]:
     """Complete trees; a split goes left below a random bin of a random feature of either side."""
     inner, nodes = 2**setting.depth - 1, 2 ** (setting.depth + 1) - 1
     at = np.arange(nodes)

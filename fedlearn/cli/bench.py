@@ -219,6 +219,8 @@ def predict(
     rows: Annotated[int, typer.Option(min=10, help="rows of either side, all shared")] = 1_000_000,
     trees: Annotated[int, typer.Option(min=1, help="trees of the model")] = 100,
     depth: Annotated[int, typer.Option(min=1, max=12, help="their depth")] = 5,
+    model: Annotated[str, typer.Option(help="trees, or scorecard of 30 features")] = "trees",
+    aligned: Annotated[bool, typer.Option("--aligned", help="the alignment is on file")] = False,
     as_json: Json = False,
 ) -> None:
     """Batch scoring from Parquet to Parquet, alignment included, both parties as processes over mutual TLS.
@@ -226,8 +228,11 @@ def predict(
     Example: fedlearn bench predict --rows 1000000 --trees 100 --json
     """
     from fedlearn.bench import predict as bench
+    from fedlearn.errors import OwnMistake
 
-    _show("batch scoring", bench.measure(bench.Setting(rows, trees, depth)), as_json)
+    if model not in ("trees", "scorecard"):
+        raise OwnMistake(f"--model {model} is not trees or scorecard")
+    _show("batch scoring", bench.measure(bench.Setting(rows, trees, depth, model, aligned)), as_json)
 
 
 @app.command()

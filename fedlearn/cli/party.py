@@ -172,7 +172,7 @@ def predict(
 ) -> None:
     """Score new rows with the pair of model shares; the active side gets the scores.
 
-    A large batch of trees is scored in pieces, and goes on after a crash of either side with --resume on both.
+    A large batch (but of k-means) is scored in pieces, and goes on after a crash of either side with --resume on both.
 
     Example: party-b predict --data new_applicants.csv
     """

@@ -83,6 +83,10 @@ class Binning:
         spread(fill, range(len(self.features)))  # NumPy sorts and searches without the interpreter lock
         return codes
 
+    def encode(self, table: PartyTable) -> dict[str, npt.NDArray[np.uint8]]:
+        """As :meth:`transform`, by name: what a table to score is read as."""
+        return dict(zip((feature.name for feature in self.features), self.transform(table), strict=True))
+
     def to_json(self) -> dict[str, Any]:
         """Plain values for JSON, from which :meth:`from_json` restores every edge exactly."""
         return {

@@ -119,6 +119,10 @@ class Evidence:
     rows: I64
     iv: float
 
+    def groups(self, table: PartyTable) -> npt.NDArray[np.uint8]:
+        """The group of every row, uint8 (n,)."""
+        return self.group.astype(np.uint8)[self.codes.of(table)]
+
 
 @dataclass(frozen=True, eq=False)
 class Column:
@@ -144,7 +148,7 @@ class Column:
         """Values before standardisation, float64 (n,)."""
         values: Any = table.columns[self.feature]
         if self.evidence is not None:
-            return np.asarray(self.evidence.woe[self.evidence.group[self.evidence.codes.of(table)]], np.float64)
+            return np.asarray(self.evidence.woe[self.evidence.groups(table)], np.float64)
         if self.text is not None:
             return np.asarray(pc.fill_null(pc.equal(values.cast(pa.string()), self.text), False)).astype(np.float64)
         numbers = np.asarray(values, np.float64)
@@ -191,18 +195,21 @@ class Design:
 
     def unseen(self, table: PartyTable) -> list[str]:
         """Warnings about texts of categories that training never saw: they count as missing."""
-        said = []
+        return warnings_of({feature: int(rows.sum()) for feature, rows in self.strange(table).items()})
+
+    def strange(self, table: PartyTable) -> dict[str, npt.NDArray[np.bool_]]:
+        """By category, the rows whose text training never saw, bool (n,)."""
+        found = {}
         for feature in dict.fromkeys(column.feature for column in self.columns if column.kind == "category"):
             columns = [column for column in self.columns if column.feature == feature]
             evidence = columns[0].evidence
             own = [column.text for column in columns]
             known = [*own, *self.reference(feature)] if evidence is None else list(evidence.codes.bins.categories)
             values: Any = table.columns[feature]
-            texts = values.cast(pa.string()).drop_null()
-            strange = len(texts) - int(pc.sum(pc.is_in(texts, pa.array(known, pa.string()))).as_py() or 0)
-            if strange:
-                said.append(f"column {feature!r} has texts that training never saw in {strange} row(s)")
-        return said
+            texts = values.cast(pa.string())
+            seen = pc.or_(pc.is_in(texts, pa.array(known, pa.string())), pc.is_null(texts))
+            found[feature] = ~np.asarray(seen, np.bool_)
+        return found
 
     def reference(self, feature: str) -> tuple[str, ...]:
         """The text of a category that has no column of its own."""
@@ -225,6 +232,11 @@ class Design:
         if not np.isfinite(design.means).all() or np.any(design.scales <= 0):
             raise WrongModel("the saved design is damaged: a mean or a scale is not a number")
         return design
+
+
+def warnings_of(strange: Mapping[str, int]) -> list[str]:
+    """In words, how many rows of each category have a text that training never saw."""
+    return [f"column {f!r} has texts that training never saw in {n} row(s)" for f, n in strange.items() if n]
 
 
 def fit_design(

@@ -7,6 +7,9 @@ The steps, the same for files and for memory (:func:`_build`):
 3. normalise the identifiers, and refuse or drop (as the contract says) those that are null or repeated;
 4. check the label.
 
+A table to score is encoded chunk by chunk after step 2 (``encode`` of :func:`load_table`), so that its features never
+stand in memory in full.
+
 Row numbers in messages count data rows from 1, in the order of the file; the header and blank lines do not count.
 """
 
@@ -18,7 +21,7 @@ import hashlib
 import re
 import unicodedata
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeAlias
@@ -55,12 +58,16 @@ _CLOSED: dict[str, str | bool | int | float | list[str]] = {
 }
 _DEFAULT_KEY = Key(column="id")
 _EXAMPLES = 5  # rows that a message names
+_AT_ONCE, _GROUPS = 1 << 18, 16  # identifiers that are looked through for repeats at once; groups of more
 
 
 Target = npt.NDArray[np.int8] | npt.NDArray[np.int32] | npt.NDArray[np.float64]
 
 #: What a label column holds: two values, several classes, any number, or a number that is not negative.
 TargetKind = Literal["binary", "classes", "number", "count"]
+
+
+Encoded: TypeAlias = npt.NDArray[Any]
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,6 +84,8 @@ class PartyTable:
         skipped: rows that were left out of the source as the contract allows, by reason (``null_ids``,
             ``duplicate_ids``); with several keys, identifiers that were left out, by reason and column.
         more: further labels (``[label] also``), each like ``label``.
+        encoded: in place of ``columns``, what they were encoded to as they were read, each of shape (n,).
+        content: a digest of the columns that were encoded and let go, rows skipped included; empty without.
         also: further keys, each of shape (n,), distinct, null where a row has not that key (and then so may ``ids``).
     """
 
@@ -87,6 +96,8 @@ class PartyTable:
     skipped: dict[str, int] = field(default_factory=dict)
     also: tuple[pa.StringArray, ...] = ()
     more: tuple[Target, ...] = ()
+    encoded: dict[str, Encoded] = field(default_factory=dict)
+    content: bytes = b""
 
     @property
     def keys(self) -> pa.StringArray | tuple[pa.StringArray, ...]:
@@ -109,6 +120,7 @@ class PartyTable:
                 name: values[indices] if isinstance(values, np.ndarray) else values.take(positions)
                 for name, values in self.columns.items()
             },
+            encoded={name: values[indices] for name, values in self.encoded.items()},
             label=None if self.label is None else self.label[indices],
             more=tuple(values[indices] for values in self.more),
             weight=None if self.weight is None else self.weight[indices],
@@ -126,6 +138,8 @@ class PartyTable:
             _feed(digest, f"key {k + 1}", ids)
         for name in sorted(self.columns):
             _feed(digest, f"column {name}", self.columns[name])
+        if self.content:
+            _feed(digest, "content", np.frombuffer(self.content, np.uint8))
         if self.label is not None:
             _feed(digest, "label", self.label)
         for k, values in enumerate(self.more):
@@ -133,6 +147,10 @@ class PartyTable:
         if self.weight is not None:
             _feed(digest, "weight", self.weight)
         return digest.digest()
+
+
+#: See ``encode`` of :func:`load_table`.
+Encode: TypeAlias = Callable[[PartyTable], Mapping[str, Encoded]]
 
 
 def load_table(
@@ -143,6 +161,7 @@ def load_table(
     max_rows: int,
     target: TargetKind = "binary",
     also: Sequence[Key] = (),
+    encode: Encode | None = None,
 ) -> PartyTable:
     """Read a party's CSV (``.csv``, ``.csv.gz``) or Parquet (``.parquet``) file, or a query's result, and check it.
 
@@ -159,6 +178,8 @@ def load_table(
         max_rows: the most rows that the contract allows.
         target: what the label is: two values, classes, any number, or a number that is not negative.
         also: further identifier columns.
+        encode: what to keep in place of the columns, for scoring: of a table of a chunk's rows, checked but for nulls
+            and repeats among its identifiers, arrays of shape (rows,) by name, which depend on each row alone.
 
     Raises:
         FileMissing: no such file or server, or not readable.
@@ -188,6 +209,7 @@ def load_table(
         missing=data.missing,
         max_rows=max_rows,
         target=target,
+        encode=encode,
     )
 
 
@@ -320,13 +342,14 @@ def _build(
     missing: Sequence[str],
     max_rows: int,
     target: TargetKind = "binary",
+    encode: Encode | None = None,
 ) -> PartyTable:
     absent = pa.array(missing, pa.string())
     ids: list[list[pa.StringArray]] = [[] for _ in keys]
     labels: list[Any] = []
     weights: list[npt.NDArray[np.float64]] = []
     further: list[list[Any]] = [[] for _ in label.also] if label else []
-    parts: dict[str, list[Any]] = {name: [] for name in features}
+    columns = _Columns(features, absent, source, encode)
     rows = 0
     for chunk in chunks:
         start, rows = rows, rows + len(chunk.ids[0])
@@ -334,9 +357,7 @@ def _build(
             raise OverBudget(f"{source} has more rows than the {max_rows} that the contract allows")
         for key, values, part in zip(keys, chunk.ids, ids, strict=True):
             part.append(_normalised(values, key, absent, _Place(source, key.column, start)))
-        for name, kind in features.items():
-            convert = _numbers if kind == "number" else _categories
-            parts[name].append(convert(chunk.columns[name], absent, _Place(source, name, start)))
+        columns.add(chunk, ids[0][-1], start)
         if label is not None:
             read = _trimmed if target in ("binary", "classes") else _numbers
             labels.append(read(chunk.label, absent, _Place(source, label.column, start)))
@@ -346,15 +367,15 @@ def _build(
     if rows == 0:
         raise EmptyTable(f"{source} has no rows")
 
-    columns = {name: _join(part) for name, part in parts.items()}
+    table = columns.end()
     if len(keys) == 1:
         first = pa.concat_arrays(ids[0])
         kept, skipped = _select(first, keys[0], source)
-        table = PartyTable(first, columns, skipped=skipped)
+        table = replace(table, ids=first, skipped=skipped)
     else:
         first, *others = (pa.concat_arrays(part) for part in ids)
         (first, *others), kept, skipped = _select_several([first, *others], keys, source)
-        table = PartyTable(first, columns, skipped=skipped, also=tuple(others))
+        table = replace(table, ids=first, skipped=skipped, also=tuple(others))
     if len(kept) < rows:
         table = table.take(kept)
     if label is not None:
@@ -365,6 +386,38 @@ def _build(
         if label.weight is not None:
             table = replace(table, weight=_weights(np.concatenate(weights)[kept], kept, label.weight, source))
     return table
+
+
+class _Columns:
+    """The features as they are read: kept, or encoded chunk by chunk, with a digest of what is let go."""
+
+    def __init__(
+        self, features: Mapping[str, Kind], absent: pa.StringArray, source: str, encode: Encode | None
+    ) -> None:
+        self._features, self._absent, self._source, self._encode = features, absent, source, encode
+        self._parts: dict[str, list[Any]] = {}
+        self._content = _Content()
+
+    def add(self, chunk: _Chunk, ids: pa.StringArray, start: int) -> None:
+        """The next chunk, which begins at row ``start``."""
+        read: dict[str, Column] = {}
+        for name, kind in self._features.items():
+            convert = _numbers if kind == "number" else _categories
+            read[name] = convert(chunk.columns[name], self._absent, _Place(self._source, name, start))
+        kept: Mapping[str, Any] = read
+        if self._encode is not None:
+            self._content.add(read)
+            kept = self._encode(PartyTable(ids, read))
+        for name, values in kept.items():
+            self._parts.setdefault(name, []).append(values)
+
+    def end(self) -> PartyTable:
+        """All chunks' columns, in a table still without identifiers; to be called once."""
+        parts, none = self._parts, pa.array([], pa.string())
+        joined = {name: _join(parts.pop(name)) for name in list(parts)}  # few columns stand there twice at a time
+        if self._encode is None:
+            return PartyTable(none, joined)
+        return PartyTable(none, {}, encoded=joined, content=self._content.digest())
 
 
 def _kind(target: Further) -> TargetKind:
@@ -493,24 +546,45 @@ def _select(ids: pa.StringArray, key: Key, source: str) -> tuple[npt.NDArray[np.
         raise NullIds(
             f"{source} has {nulls} row(s) without identifier in column {key.column!r}, the first {_examples(null)}"
         )
-    kept = np.flatnonzero(~null)
-    if not len(kept):
+    if nulls == len(ids):
         raise EmptyTable(f"{source} has no row with an identifier in column {key.column!r}")
 
-    # Arrow numbers the values by first appearance, so a row is the first of its identifier if it sets a new maximum.
-    codes = ids.take(pa.array(kept)).dictionary_encode().indices.to_numpy()
-    first = np.diff(np.maximum.accumulate(codes), prepend=-1) > 0
-    repeats = len(first) - int(first.sum())
-    if repeats and key.duplicates == "error":
-        earliest = np.empty(int(codes.max()) + 1, np.int64)
-        earliest[codes[first]] = np.flatnonzero(first)
-        again = np.flatnonzero(~first)[:_EXAMPLES]
-        shown = (f"row {kept[row] + 1} repeats row {kept[earliest[codes[row]]] + 1}" for row in again)
+    chosen, pairs = ~null, []
+    for rows in _alike(ids, chosen):
+        # Arrow numbers values by first appearance, so a row is the first of its identifier if it sets a new maximum.
+        codes = ids.take(pa.array(rows)).dictionary_encode().indices.to_numpy()
+        first = np.diff(np.maximum.accumulate(codes), prepend=-1) > 0
+        chosen[rows[~first]] = False
+        pairs.append(np.stack([rows[~first], rows[first][codes[~first]]]))
+    again, earliest = np.concatenate(pairs, axis=1)
+    if len(again) and key.duplicates == "error":
+        examples = np.argsort(again)[:_EXAMPLES]
+        shown = (f"row {again[k] + 1} repeats row {earliest[k] + 1}" for k in examples)
         raise DuplicateIds(
-            f"{source} has {repeats} row(s) whose identifier in column {key.column!r} occurred before, "
+            f"{source} has {len(again)} row(s) whose identifier in column {key.column!r} occurred before, "
             f"for instance {', '.join(shown)}"
         )
-    return kept[first].astype(np.int64), {"null_ids": nulls, "duplicate_ids": repeats}
+    return np.flatnonzero(chosen), {"null_ids": nulls, "duplicate_ids": len(again)}
+
+
+def _alike(ids: pa.StringArray, present: npt.NDArray[np.bool_]) -> Iterator[npt.NDArray[np.int64]]:
+    """The rows that are ``present``, a few at a time, ascending; equal identifiers come together.
+
+    A table of millions of identifiers at once would take several times their memory.
+    """
+    starts, characters = _laid_out(ids)
+    if len(ids) <= _AT_ONCE:
+        yield np.flatnonzero(present)
+        return
+    lengths = np.diff(starts)
+    mixed = lengths.copy()
+    for weight, at in ((3, lengths - 1), (5, np.maximum(lengths - 2, 0)), (7, lengths // 2)):
+        mixed += weight * characters[np.minimum(starts[:-1] + at, len(characters) - 1)]
+    group = (mixed % _GROUPS).astype(np.uint8)
+    for g in range(_GROUPS):
+        rows = np.flatnonzero(present & (group == g))
+        if len(rows):
+            yield rows
 
 
 def _binary(texts: pa.StringArray, kept: npt.NDArray[np.int64], label: Label, source: str) -> npt.NDArray[np.int8]:
@@ -712,7 +786,9 @@ def _query(query: str, path: Path, names: Sequence[str]) -> Iterator[dict[str, p
 
 def _database() -> duckdb.DuckDBPyConnection:
     # CSV and Parquet are built in; nothing may be fetched from the network.
-    return duckdb.connect(":memory:", config=_CLOSED)
+    database = duckdb.connect(":memory:", config=_CLOSED)
+    database.execute("SET disable_parquet_prefetching = true")  # whole row groups: twice the memory, and no faster
+    return database
 
 
 def _literal(path: Path) -> str:
@@ -783,16 +859,44 @@ def _mixed(value: Any) -> str | None:
 # --- digest ----------------------------------------------------------------------------------------
 
 
+class _Content:
+    """SHA-256 over columns that come chunk by chunk and are let go; the same however they are cut."""
+
+    def __init__(self) -> None:
+        self._running: dict[str, list[Any]] = {}
+
+    def add(self, columns: Mapping[str, Column]) -> None:
+        """The next chunk."""
+        for name, values in columns.items():
+            kind, parts = _parts(values)
+            running = self._running.setdefault(f"{name}\0{kind}", [hashlib.sha256() for _ in parts])
+            for digest, part in zip(running, parts, strict=True):
+                digest.update(np.ascontiguousarray(part).data)
+
+    def digest(self) -> bytes:
+        """Over all columns."""
+        whole = hashlib.sha256(b"fedlearn content 1")
+        for name in sorted(self._running):
+            whole.update(hashlib.sha256(name.encode()).digest())
+            for digest in self._running[name]:
+                whole.update(digest.digest())
+        return whole.digest()
+
+
 def _feed(digest: Any, name: str, values: Column | pa.StringArray | Target) -> None:
     """Each field is its name, type, length and content, so that no two tables give the same bytes."""
-    if isinstance(values, np.ndarray):
-        kind, parts = values.dtype.str, [_canonical(values)]
-    else:
-        kind, parts = "text", _text_parts(_decoded(values))
+    kind, parts = _parts(values)
     header = f"{name}\0{kind}\0{len(values)}".encode()
     digest.update(len(header).to_bytes(8, "little") + header)
     for part in parts:
         digest.update(np.ascontiguousarray(part).data)
+
+
+def _parts(values: Column | pa.StringArray | Target) -> tuple[str, list[npt.NDArray[Any]]]:
+    """A column's type, and its content as arrays that grow with it."""
+    if isinstance(values, np.ndarray):
+        return values.dtype.str, [_canonical(values)]
+    return "text", _text_parts(_decoded(values))
 
 
 def _canonical(values: npt.NDArray[Any]) -> npt.NDArray[Any]:
@@ -805,8 +909,12 @@ def _canonical(values: npt.NDArray[Any]) -> npt.NDArray[Any]:
 def _text_parts(texts: pa.StringArray) -> list[npt.NDArray[Any]]:
     """Lengths (int32, shape (n,), -1 for null), then the characters one after another (uint8)."""
     lengths = pc.binary_length(texts).fill_null(-1).to_numpy()
-    filled = pa.concat_arrays([texts.fill_null("")])
-    _, offsets, characters = filled.buffers()
-    ends = np.frombuffer(offsets, np.int32)[filled.offset : filled.offset + len(filled) + 1]
-    content = np.frombuffer(characters, np.uint8) if characters else np.empty(0, np.uint8)
-    return [lengths, content[ends[0] : ends[-1]]]
+    starts, content = _laid_out(pa.concat_arrays([texts.fill_null("")]))
+    return [lengths, content[starts[0] : starts[-1]]]
+
+
+def _laid_out(texts: pa.StringArray) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.uint8]]:
+    """Where each text begins, and the last ends, int32 (n + 1,), in the characters; not copied."""
+    _, offsets, characters = texts.buffers()
+    starts = np.frombuffer(offsets, np.int32)[texts.offset : texts.offset + len(texts) + 1]
+    return starts, np.frombuffer(characters, np.uint8) if characters else np.empty(0, np.uint8)

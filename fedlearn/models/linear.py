@@ -19,6 +19,7 @@ from fedlearn.contract import Contract
 from fedlearn.data.design import Design
 from fedlearn.data.table import PartyTable
 from fedlearn.errors import FileMissing, WrongModel
+from fedlearn.kernels.threads import spread
 
 F64 = NDArray[np.float64]
 FORMAT = 1
@@ -50,7 +51,31 @@ class LinearShare:
 
     def scores(self, table: PartyTable) -> F64:
         """This side's part of the linear predictor, float64 (n,)."""
-        return np.asarray(self.coefficients @ self.design.standardised(table) + self.intercept)
+        return np.asarray(self.encode(table)["eta"], np.float64)
+
+    def encode(self, table: PartyTable) -> dict[str, NDArray[Any]]:
+        """All that scoring needs of some rows: what a table to score is read as. A row's does not depend on the others.
+
+        Returns:
+            each of shape (n,): ``eta`` float64, this side's part of the linear predictor; ``group <column>`` uint8, for
+            each column on weights of evidence; and ``unseen <feature>`` bool, where a category's text is one that
+            training never saw.
+        """
+
+        def part(j: int) -> tuple[dict[str, NDArray[Any]], F64]:
+            column = self.design.columns[j]
+            if column.evidence is None:
+                found, values = {}, column.raw(table)
+            else:
+                group = column.evidence.groups(table)
+                found, values = {f"group {column.name}": group}, column.evidence.woe[group]
+            return found, self.coefficients[j] * ((values - column.mean) / column.scale)
+
+        encoded: dict[str, NDArray[Any]] = {"eta": np.full(table.rows, self.intercept)}
+        for found, amounts in spread(part, range(len(self.design.columns))):
+            encoded["eta"] += amounts
+            encoded |= found
+        return encoded | {f"unseen {feature}": rows for feature, rows in self.design.strange(table).items()}
 
     @property
     def raw(self) -> tuple[F64, float]:

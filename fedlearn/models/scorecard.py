@@ -9,6 +9,7 @@ columns.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -58,7 +59,11 @@ class Points:
 
     def of_rows(self, table: PartyTable) -> F64:
         """Points of every row by column, float64 (p, n)."""
-        return np.stack([p[_groups(c, table)] for c, p in zip(self.columns, self.points, strict=True)])
+        return self.of_groups([evidence_of(column).groups(table) for column in self.columns])
+
+    def of_groups(self, groups: Sequence[NDArray[np.uint8]]) -> F64:
+        """Points of every row by column, float64 (p, n), from each column's groups, uint8 (n,)."""
+        return np.stack([points[group] for points, group in zip(self.points, groups, strict=True)])
 
     def lost(self, points: F64) -> F64:
         """Points that each column lost against its best bin, or against its mean over the training rows, (p, n)."""
@@ -145,8 +150,3 @@ def evidence_of(column: Column) -> Evidence:
     if column.evidence is None:
         raise WrongModel(f"column {column.name!r} has no weights of evidence, so it has no points")
     return column.evidence
-
-
-def _groups(column: Column, table: PartyTable) -> NDArray[np.int64]:
-    evidence = evidence_of(column)
-    return np.asarray(evidence.group[evidence.codes.of(table)])

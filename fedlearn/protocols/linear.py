@@ -1,12 +1,16 @@
 """Batch scoring with a pair of linear shares: aligned rows in, scores on the active side out.
 
     passive                                                active
+      0.                                             ◄──   ScoreFrom   which pieces of the batch it has already
       1. LinearScores   its partial score of every row,
          and its reasons where the contract has any  ──►   adds its own part and the offset
       2.                                             ◄──   LinearDone
 
+Step 0 is that of :mod:`fedlearn.protocols.score`: a large batch is many pieces, each with steps 1 and 2.
+
 The active side learns the passive side's partial score of every aligned row and, with a scorecard, the contract's codes
-of the passive columns that cost the row most, with the points. The passive side learns nothing beyond the alignment.
+of the passive columns that cost the row most, with the points. The passive side learns nothing beyond the alignment,
+and how many pieces the active side has from an attempt before.
 """
 
 from __future__ import annotations
@@ -55,12 +59,12 @@ def score_active(channel: Channel, universe: int, reasons: int, codes: int) -> t
 
     Args:
         channel: after handshake and alignment.
-        universe: length n of the shared order.
+        universe: rows n of the piece, or of the whole shared order.
         reasons: reason codes due for each row.
         codes: how many codes there are.
 
     Returns:
-        float64 (n,) in the shared order, and the reasons.
+        float64 (n,) in that order, and the reasons.
 
     Raises:
         WrongLength, Malformed: the peer's scores do not fit the alignment or the contract.
@@ -91,7 +95,7 @@ def score_active(channel: Channel, universe: int, reasons: int, codes: int) -> t
 
 
 def score_passive(channel: Channel, scores: F64, reasons: Reasons) -> None:
-    """Serve one batch: scores float64 (n,) and reasons of the aligned rows, in the shared order."""
+    """Serve one piece: scores float64 (n,) and reasons of its aligned rows, in the shared order."""
     channel.open(TABLE, "passive")
     for first in range(0, len(scores), _PIECE_ROWS):
         part = slice(first, first + _PIECE_ROWS)

@@ -9,7 +9,7 @@
 A large batch is many pieces, one after the other, each with steps 1 and 2.
 
 The active side learns the side of every aligned row at every passive split of the model; the passive side learns
-nothing beyond what the alignment told it.
+nothing beyond what the alignment told it, and how many pieces the active side has from an attempt before.
 """
 
 from __future__ import annotations
