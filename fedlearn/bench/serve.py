@@ -60,6 +60,7 @@ from fedlearn.v1 import serve_pb2 as pb
 
 _ROWS, _FEATURES, _BINS = 20_000, 15, 32
 _WARM_UP = 300
+_WORKERS = 4  # with the other party next door; more of them would queue for the interpreter
 _YARDSTICK = 5.0  # seconds
 _BANDS = [{"name": "low", "decision": "approve", "up_to": 0.5}, {"name": "high", "decision": "refer"}]
 
@@ -247,7 +248,9 @@ def _card(party: str, draws: np.random.Generator) -> linear.LinearShare:
 def _write_party(folder: Path, party: str, contract: Contract, tls: Tls, listen: dict[str, str]) -> Path:
     terms = contract.model_dump(mode="json", exclude_none=True)
     (folder / "contract.toml").write_text(tomli_w.dumps(terms), encoding="utf-8")
-    service: dict[str, Any] = {"listen": listen[party], "store": {"path": "table.parquet"}, "deadline_ms": 5000}
+    service: dict[str, Any] = {
+        "listen": listen[party], "store": {"path": "table.parquet"}, "deadline_ms": 5000, "workers": _WORKERS,
+    }  # fmt: skip
     if party == "active":
         service |= {"peer": listen["passive"], "callers": {"active": {"per_second": 1_000_000}}, "bands": _BANDS}
     own = {

@@ -31,6 +31,7 @@ SERVICE = "fedlearn.v1.Serving"
 _HEALTH = "grpc.health.v1.Health"
 _REFLECTION = ("grpc.reflection.v1.ServerReflection", reflection.SERVICE_NAME)  # of the same messages
 _REFLECTING = 10.0  # seconds after which a stream of questions is ended; there is one at a time
+_WAITING = 128  # requests that may wait for a thread; more are refused at once
 _STATUS = "fedlearn-status"
 _SAN = "x509_subject_alternative_name"
 _OPTIONS: list[tuple[str, Any]] = [
@@ -85,7 +86,7 @@ class Server:
         ]
         options = [*_OPTIONS, ("grpc.so_reuseport", 0), ("grpc.server_handshake_timeout_ms", 10_000)]
         pool = ThreadPoolExecutor(workers, thread_name_prefix="serve")
-        self._server = grpc.server(pool, handlers=handlers, options=options, maximum_concurrent_rpcs=8 * workers)
+        self._server = grpc.server(pool, handlers=handlers, options=options, maximum_concurrent_rpcs=workers + _WAITING)
         credentials = grpc.dynamic_ssl_server_credentials(
             self._configuration(), self._fetch, require_client_authentication=True
         )
