@@ -781,7 +781,7 @@ class Service(_Strict):
     store: Store
     callers: dict[Name, Caller] = {}
     deadline_ms: int = Field(100, ge=5, le=60_000, description="for the passive side's part of an answer")
-    workers: int = Field(16, ge=1, le=256, description="requests under way at once; 128 more may wait")
+    workers: int = Field(16, ge=1, le=256, description="requests under way at once; 256 more may wait")
     most_missing: float = Field(0.5, ge=0, le=1, description="largest share of missing features that is scored")
     challenger_share: float = Field(0.0, ge=0, le=1, description="share of applicants scored by the challenger")
     traces: Traces | None = None

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 from fedlearn import __version__
@@ -54,12 +54,12 @@ class Tracer:
         self._tracer, self._api = self._provider.get_tracer("fedlearn"), trace
         self._form = TraceContextTextMapPropagator()
 
-    @contextmanager
-    def span(self, name: str, parent: str = "") -> Iterator[None]:
+    def span(self, name: str, parent: str = "") -> AbstractContextManager[None]:
         """A span of :data:`SPANS`; a refusal inside is its status. ``parent``: the caller's trace context, if any."""
-        if self._tracer is None:
-            yield
-            return
+        return _NOTHING if self._tracer is None else self._span(name, parent)
+
+    @contextmanager
+    def _span(self, name: str, parent: str) -> Iterator[None]:
         context = self._form.extract({HEADER: parent}) if 0 < len(parent) <= _LONGEST else None
         with self._tracer.start_as_current_span(
             name, context, record_exception=False, set_status_on_exception=False
@@ -88,6 +88,7 @@ class Tracer:
             self._provider.shutdown()
 
 
+_NOTHING = nullcontext()
 OFF = Tracer(None, "")
 
 
