@@ -317,20 +317,20 @@ DEMO = [
 ]
 
 
-def test_the_demo_twice(tmp_path: Path) -> None:
-    seen = []
-    for _ in range(2):
-        program = ["-c", "from fedlearn.cli.main import main; main()", "demo", "demo", "--json"]
-        summary = Process("demo", program, tmp_path).wait().result
-        assert json.loads((tmp_path / "demo" / "summary.json").read_text(encoding="utf-8")) == summary
-        seen.append(summary)
-        assert set(DEMO) <= set(summary)
-        assert len(set(summary["pids"])) == 2
-        assert summary["rows_shared"] < min(summary["rows_platform"], summary["rows_bank"])
-        assert summary["auc_joint"] >= summary["auc_bank_only"] + 0.03
-        assert summary["ks_joint"] > summary["ks_bank_only"]
-        assert abs(summary["auc_joint"] - summary["auc_pooled_xgboost"]) <= 0.01
-        assert summary["ledgers_identical"]
-        for path in summary["written"].values():
-            assert (tmp_path / path).exists()
-    assert not set(seen[0]["pids"]) & set(seen[1]["pids"])
+def test_the_demo_over_an_earlier_one(tmp_path: Path) -> None:
+    (tmp_path / "demo" / "bank").mkdir(parents=True)
+    (tmp_path / "demo" / ".fedlearn-demo").touch()
+    (tmp_path / "demo" / "bank" / "old.csv").write_text("id\n", encoding="utf-8")
+    program = ["-c", "from fedlearn.cli.main import main; main()", "demo", "demo", "--json"]
+    summary = Process("demo", program, tmp_path).wait().result
+    assert not (tmp_path / "demo" / "bank" / "old.csv").exists()
+    assert json.loads((tmp_path / "demo" / "summary.json").read_text(encoding="utf-8")) == summary
+    assert set(DEMO) <= set(summary)
+    assert len(set(summary["pids"])) == 2
+    assert summary["rows_shared"] < min(summary["rows_platform"], summary["rows_bank"])
+    assert summary["auc_joint"] >= summary["auc_bank_only"] + 0.03
+    assert summary["ks_joint"] > summary["ks_bank_only"]
+    assert abs(summary["auc_joint"] - summary["auc_pooled_xgboost"]) <= 0.01
+    assert summary["ledgers_identical"]
+    for path in summary["written"].values():
+        assert (tmp_path / path).exists()

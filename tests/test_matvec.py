@@ -95,7 +95,7 @@ def example(rng: np.random.Generator, kind: str, samples: int) -> Matrix:
 # --- honest parties -----------------------------------------------------------------------------------
 
 
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=8, deadline=None)
 @given(
     kind=st.sampled_from(["indicator", "dense"]),
     samples=st.integers(1, 12),
