@@ -6,15 +6,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 from numpy.typing import NDArray
-from pyarrow import csv
 
 from fedlearn.channel import Channel
 from fedlearn.contract import Contract, Kmeans
 from fedlearn.data import PartyTable
 from fedlearn.data.design import fit_design
 from fedlearn.errors import NoOverlap
+from fedlearn.jobs_score import write_table
 from fedlearn.models import cluster as shares
 from fedlearn.models.cluster import ClusterShare
 from fedlearn.protocols import kmeans
@@ -143,4 +142,4 @@ def predict_passive(channel: Channel, contract: Contract, share: ClusterShare, t
 
 def _write(path: Path, table: PartyTable, cluster: I64) -> None:
     """Clusters count from 1."""
-    csv.write_csv(pa.table({"id": table.ids, "cluster": pa.array(cluster + 1)}), path)
+    write_table(path, {"id": table.ids, "cluster": cluster + 1})

@@ -19,10 +19,10 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
-from pyarrow import csv
 
 from fedlearn.contract import Contract
 from fedlearn.data import PartyTable
+from fedlearn.jobs_score import write_table
 from fedlearn.learner import booster
 from fedlearn.learner.booster import Fit, Rows
 from fedlearn.learner.objective import objective_of
@@ -84,7 +84,7 @@ def write(
             told[name] |= {suffix: found[0]} if found[0] else {}
             for column, figures_ in zip(contract.label.columns, found, strict=True):
                 targets.setdefault(name, {}).setdefault(column, {})[suffix] = figures_
-        write_csv(folder / f"{name}.csv", columns)
+        write_table(folder / f"{name}.csv", columns)
     first = next(name for name, sample in told.items() if "joint" in sample)
     more = {"targets": targets[first]} if contract.label.also else {}
     return {"samples": told, "joint": told[first]["joint"], "alone": told[first]["alone"], **more}
@@ -131,8 +131,3 @@ def predictions(contract: Contract, margins: F64) -> dict[str, F64]:
     if contract.boost.objective == "logistic":
         return {"probability": mean[0], "log_odds": margins[0]}
     return {"prediction": mean[0]}
-
-
-def write_csv(path: Path, columns: dict[str, Any]) -> None:
-    """Numbers are written so that they read back exactly."""
-    csv.write_csv(pa.table({name: pa.array(values) for name, values in columns.items()}), path)

@@ -8,12 +8,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+from pyarrow import parquet
 from sklearn.cluster import KMeans
 from sklearn.metrics import adjusted_rand_score
 
+from fedlearn import jobs
 from fedlearn.channel import Limits, simulate
 from fedlearn.cli.main import run as command_line
-from fedlearn.contract import Contract
+from fedlearn.contract import Contract, load_party
 from fedlearn.errors import BeyondContract, Malformed, NoOverlap, NotInContract, OverBudget, PeerAborted, WrongLength
 from fedlearn.protocols import handshake, kmeans
 from fedlearn.v1 import kmeans_pb2 as pb
@@ -255,6 +257,14 @@ def test_clusters_from_two_processes(tmp_path: Path, keyring: Path) -> None:
         assert "cluster 3" in (pair.output(party) / "model" / "report.html").read_text(encoding="utf-8")
     trained = read_csv(pair.output("bank") / "model" / "clusters.csv")
     assert len(trained) == bank["rows_shared"]
+    sides = [
+        jobs.prepare(load_party(pair.party_file(party)), "predict", out=tmp_path / f"again-{party}", form="parquet")
+        for party in ("bank", "platform")
+    ]
+    jobs.simulate_both("predict", *sides)
+    as_parquet = parquet.read_table(tmp_path / "again-bank" / "scores.parquet").to_pylist()
+    as_csv = read_csv(pair.output("bank") / "predictions" / "scores.csv")
+    assert [{name: str(value) for name, value in row.items()} for row in as_parquet] == as_csv
     assert command_line(["explain", "--party", str(pair.party_file("bank"))]) == 0
 
 
