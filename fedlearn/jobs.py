@@ -181,8 +181,7 @@ def _prepare_planned(
         raise NotInContract("training goes on from an earlier model with that model's columns: --plan does not apply")
     kept = plans.load(plan, contract, party.party)
     folder = out or party.output.folder / "model"
-    own = _prepare_job(party, kept.narrowed(contract, role), "train", role, folder, None, resume, None, kept.plan_id)
-    return own
+    return _prepare_job(party, kept.narrowed(contract, role), "train", role, folder, None, resume, None, kept.plan_id)
 
 
 def _with_alignment(party: PartyFile, contract: Contract, role: str, table: PartyTable, folder: Path) -> Own:
@@ -342,10 +341,7 @@ def _prepare_kmeans(party: PartyFile, contract: Contract, job: Job, role: str, f
     table = load_table(party.data, key, features, None, contract.budget.rows, also=also)
     if job in ("check", "train"):
         jobs_kmeans.check_budget(contract, table)
-    signing = party.tls.key if party.tls.key.exists() else None
-    on_file = _alignment_on_file(party.output.folder / "alignment", contract, table, signing)
-    shelved = _tables(party, contract, role, table)
-    return Own(party.party, role, contract, table, folder, share, on_file, key=signing, tables=shelved)
+    return replace(_with_alignment(party, contract, role, table, folder), share=share)
 
 
 def _check_writable(folder: Path) -> None:

@@ -12,18 +12,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 from numpy.typing import NDArray
-from pyarrow import csv
 
 from fedlearn import jobs, jobs_glm
 from fedlearn.channel import Channel
-from fedlearn.contract import Boost, Contract, Data, Glm, Kind, Statistics
+from fedlearn.contract import Boost, Contract, Data, Glm, Kind, Side, Statistics
 from fedlearn.crypto.draws import Draws
 from fedlearn.data import PartyTable, fit_binning, load_table, periods
 from fedlearn.data.design import Codes, Column, Design, Evidence, fit_codes, fit_design
 from fedlearn.errors import ConstantColumns, FileMissing, NoOverlap, WrongModel
 from fedlearn.jobs_glm import bins_of, evidence_told, one_sided
+from fedlearn.jobs_score import write_table
 from fedlearn.learner.select import by_correlation
 from fedlearn.learner.woe import Groups, merge, stability
 from fedlearn.models import plan as plans
@@ -251,13 +250,17 @@ def run_active(
 
 def _plan_of(channel: Channel, contract: Contract, features: statistics.Features, reasons: list[str]) -> plans.Plan:
     """The active side's half; ``reasons`` of its own features, then of the opaque ones."""
-    side = contract.active
-    own = (
+    own = _lines_of(contract.active, reasons[: len(contract.active.features)])
+    told = zip(features.names, features.kinds, reasons[len(own) :], features.monotone, strict=True)
+    return plans.Plan(statistics.plan_id(channel, contract), own, tuple(plans.Line(*one) for one in told))
+
+
+def _lines_of(side: Side, reasons: list[str]) -> tuple[plans.Line, ...]:
+    """A side's own features in its half of a plan."""
+    return tuple(
         plans.Line(name, kind, reason, side.monotone.get(name, 0))
-        for (name, kind), reason in zip(side.features.items(), reasons, strict=False)
+        for (name, kind), reason in zip(side.features.items(), reasons, strict=True)
     )
-    told = zip(features.names, features.kinds, reasons[len(side.features) :], features.monotone, strict=True)
-    return plans.Plan(statistics.plan_id(channel, contract), tuple(own), tuple(plans.Line(*one) for one in told))
 
 
 def _for_steps(narrow: Contract) -> Contract:
@@ -458,13 +461,13 @@ def run_passive(channel: Channel, contract: Contract, table: PartyTable, folder:
     result, by_rank, plan_id = statistics.close_passive(channel, contract, len(at), splits, order)
     reasons = [by_rank[k] for k in rank]
     lines = _told_lines(contract, told, result, rank, at)
-    plan = _own_plan(contract, plan_id, reasons)
+    plan = plans.Plan(plan_id, _lines_of(side, reasons))
     if wanted.stepwise:
         share, _ = jobs_glm.train_passive(channel, _for_steps(plan.narrowed(contract, "passive")), table)
         left = _left(share, side.features)
         reasons = [reason or ("" if stays else "stepwise") for reason, stays in zip(reasons, left, strict=True)]
         statistics.tell_kept(channel, [reasons[f] for f in order])
-        plan = _own_plan(contract, plan_id, reasons)
+        plan = plans.Plan(plan_id, _lines_of(side, reasons))
     _finish(lines, reasons)
     plans.save(plan, folder, contract, side.name)
     if wanted.iv:
@@ -475,16 +478,6 @@ def run_passive(channel: Channel, contract: Contract, table: PartyTable, folder:
         "features": _by_value(lines),
         "warnings": said,
     }
-
-
-def _own_plan(contract: Contract, plan_id: bytes, reasons: list[str]) -> plans.Plan:
-    """The passive side's half."""
-    side = contract.passive
-    every = (
-        plans.Line(name, kind, reason, side.monotone.get(name, 0))
-        for (name, kind), reason in zip(side.features.items(), reasons, strict=True)
-    )
-    return plans.Plan(plan_id, tuple(every))
 
 
 def _serve_counts(channel: Channel, contract: Contract, table: PartyTable, order: I64) -> list[list[Evidence]]:
@@ -580,6 +573,5 @@ def weigh(data: Data, contract: Contract, role: str, folder: Path, out: Path) ->
     align = contract.align
     kinds: dict[str, Kind] = {column.feature: column.kind for column in design.columns}
     table = load_table(data, align.key, kinds, None, contract.budget.rows, contract.target, align.also)
-    columns = {"id": table.ids, **dict(zip(design.names, design.raw(table), strict=True))}
-    csv.write_csv(pa.table({name: pa.array(values) for name, values in columns.items()}), out)
+    write_table(out, {"id": table.ids, **dict(zip(design.names, design.raw(table), strict=True))})
     return {"rows": table.rows, "columns": len(design.names), "file": str(out), "warnings": design.unseen(table)}
