@@ -22,7 +22,6 @@ from fedlearn.contract import Budget
 from fedlearn.crypto import lwe, paillier
 from fedlearn.crypto.matrix import Indicator
 from fedlearn.protocols import matvec
-from fedlearn.v1 import matvec_pb2 as pb
 
 _STAGES = ("encrypt", "respond", "decode")
 #: Functions that are timed, and the stage that each belongs to.
@@ -156,10 +155,7 @@ def _hold(channel: Channel, size: Size, backend: str, rounds: int) -> dict[str, 
     setup = _CLOCK.lap()
     laps = []
     for _ in range(rounds + 1):
-        answered = 0
-        while answered < size.vectors:
-            query = channel.receive(pb.MatvecQuery)
-            answered += query.count if holder.answer(query) else 0
+        matvec.serve(channel, holder, size.vectors)
         laps.append(_CLOCK.lap())
     return {"seconds_hint": sum(setup.values()), **_medians(laps[1:])}
 

@@ -201,11 +201,6 @@ def _model_id(channel: Channel, contract: Contract) -> bytes:
     return hashlib.sha256(b"fedlearn/1 kmeans model" + channel.session + contract.hash()).digest()[:16]
 
 
-def _rounded_up(values: F64) -> F64:
-    """To the next quarter power of two, so that the largest value of a row is not told exactly."""
-    return np.asarray(2.0 ** (np.floor(4 * np.log2(np.maximum(values, 2.0**-20)) + 1) / 4))
-
-
 # --- active ------------------------------------------------------------------------------------------
 
 
@@ -270,8 +265,7 @@ def _largest(channel: Channel, contract: Contract, told: pb.KmeansColumns) -> F6
     most = sum(1 if kind == "number" else settings_of(contract).bins - 1 for kind in contract.passive.features.values())
     if not 1 <= len(largest) <= most:
         raise channel.misbehaved(BeyondContract, f"announced {len(largest)} columns, the contract allows {most}")
-    if not np.all((largest > 0) & (largest < 1e6)):
-        raise channel.misbehaved(Malformed, "announced bounds that standardised columns cannot have")
+    products.check_largest(channel, largest)
     if len(told.names) != (len(largest) if contract.disclosure.names else 0):
         raise channel.misbehaved(Malformed, "announced other column names than the contract discloses")
     return largest
@@ -371,7 +365,7 @@ def fit_passive(channel: Channel, contract: Contract, data: PassiveData) -> Pass
     channel.open(TABLE, "passive")
     order = Draws().permutation(len(data.columns))
     columns = np.ascontiguousarray(data.columns[order])
-    largest = _rounded_up(np.abs(columns).max(axis=1, initial=0.0))
+    largest = products.largest_of(columns)
     with channel.phase("hint"):
         agreed = layout(contract, *columns.shape)
         names = tuple(data.names[j] for j in order) if contract.disclosure.names else ()
@@ -390,7 +384,7 @@ def fit_passive(channel: Channel, contract: Contract, data: PassiveData) -> Pass
                 raise channel.misbehaved(
                     BeyondContract, f"began step {steps} where the contract has {kmeans.max_steps}"
                 )
-            _answer(channel, message, holder, kmeans.clusters)
+            matvec.serve(channel, holder, kmeans.clusters, message)  # one vector a cluster
             centres = _told_centres(channel, kmeans.clusters, largest)
             _compare(channel, kmeans, columns, centres, sender)
             channel.progress(steps, kmeans.max_steps, "steps at most")
@@ -415,18 +409,6 @@ def exchange_saved(channel: Channel) -> None:
     channel.receive(pb.KmeansSaved)
 
 
-def _answer(channel: Channel, query: matvec_pb2.MatvecQuery, holder: matvec.Holder, clusters: int) -> None:
-    """One step's sums: one vector a cluster."""
-    served = 0
-    while True:
-        if served + query.count > clusters:
-            raise channel.misbehaved(BeyondContract, f"sent {served + query.count} vectors for {clusters} clusters")
-        served += query.count if holder.answer(query) else 0
-        if served == clusters:
-            return
-        query = channel.receive(matvec_pb2.MatvecQuery)
-
-
 def _told_centres(channel: Channel, clusters: int, largest: F64) -> I32:
     """Centres int32 (k, p_P): none can lie farther out than the rows whose mean it is."""
     values = np.array(channel.receive(pb.KmeansCentres).values, np.int64)
@@ -444,7 +426,9 @@ def _compare(channel: Channel, kmeans: Kmeans, columns: F64, centres: I32, sende
     """Steps 5 and 6: for every pair of clusters and every level, whether each row's part is below the level."""
     rows, levels = columns.shape[1], kmeans.levels
     scores = (centres * UNIT) @ columns
-    reach = _rounded_up(np.array([2 * np.abs(scores[c] - scores[w]).max(initial=0.0) for w, c in _pairs(len(centres))]))
+    reach = products.rounded_up(
+        np.array([2 * np.abs(scores[c] - scores[w]).max(initial=0.0) for w, c in _pairs(len(centres))])
+    )
     channel.send(pb.KmeansReach(values=reach.tolist()))
     for (w, c), most in zip(_pairs(len(centres)), reach, strict=True):
         share = 2 * (scores[w] - scores[c]) / most

@@ -457,6 +457,27 @@ def _slot_bits(shape: Shape, terms: Terms) -> int:
     return bits
 
 
+def serve(channel: Channel, holder: Holder, vectors: int, query: pb.MatvecQuery | None = None) -> None:
+    """Steps 3 and 4 as the holder, until so many vectors are answered.
+
+    Args:
+        channel: after :func:`open_holder`.
+        holder: the end that it gave.
+        vectors: how many the calling protocol has at this point.
+        query: the first message, where the calling protocol has received it.
+
+    Raises:
+        BeyondContract: more vectors come than are due. And as :meth:`Holder.answer`.
+    """
+    served = 0
+    while served < vectors:
+        query = channel.receive(pb.MatvecQuery) if query is None else query
+        if served + query.count > vectors:
+            raise channel.misbehaved(BeyondContract, f"sent {served + query.count} vectors where {vectors} were due")
+        served += query.count if holder.answer(query) else 0
+        query = None
+
+
 # --- checks shared by the back ends ------------------------------------------------------------------
 
 

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from fedlearn.channel import Channel
 from fedlearn.crypto.draws import Draws
 from fedlearn.crypto.matrix import Dense
-from fedlearn.errors import OverBudget
+from fedlearn.errors import Malformed, OverBudget
 from fedlearn.kernels import digits as kernel
 from fedlearn.kernels.threads import spread
 from fedlearn.protocols import matvec
@@ -100,6 +100,22 @@ def _fits(shape: matvec.Shape, terms: matvec.Terms) -> bool:
     except OverBudget:
         return False
     return True
+
+
+def rounded_up(values: F64) -> F64:
+    """Bounds as they are told: to the next quarter power of two, so that a largest value is not told exactly."""
+    return np.asarray(2.0 ** (np.floor(4 * np.log2(np.maximum(values, 2.0**-20)) + 1) / 4))
+
+
+def largest_of(columns: F64) -> F64:
+    """Bounds float64 (p,) of columns float64 (p, n), as they are told."""
+    return rounded_up(np.abs(columns).max(axis=1, initial=0.0))
+
+
+def check_largest(channel: Channel, largest: F64) -> None:
+    """Whether told bounds are those of standardised columns. Raises Malformed."""
+    if not np.all((largest > 0) & (largest < 1e6)):
+        raise channel.misbehaved(Malformed, "announced bounds that standardised columns cannot have")
 
 
 def open_holder(

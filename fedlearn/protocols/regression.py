@@ -45,7 +45,6 @@ from fedlearn.errors import BadLabel, BeyondContract, Collinear, Malformed, NoOv
 from fedlearn.learner import glm as learner
 from fedlearn.protocols import matvec, products
 from fedlearn.v1 import glm_pb2 as pb
-from fedlearn.v1 import matvec_pb2
 
 F64 = NDArray[np.float64]
 I64 = NDArray[np.int64]
@@ -392,8 +391,7 @@ def _open_peer(channel: Channel, contract: Contract, data: ActiveData) -> _Peer:
     most = _most_columns(contract)
     if not 1 <= len(largest) <= most:
         raise channel.misbehaved(BeyondContract, f"announced {len(largest)} columns, the contract allows {most}")
-    if not np.all((largest > 0) & (largest < 1e6)):
-        raise channel.misbehaved(Malformed, "announced bounds that standardised columns cannot have")
+    products.check_largest(channel, largest)
     if len(told.names) != (len(largest) if contract.disclosure.names else 0):
         raise channel.misbehaved(Malformed, "announced other column names than the contract discloses")
     by_column, by_pair = layouts(contract, len(data.rows.columns), len(largest), data.universe)
@@ -475,7 +473,7 @@ def _open_holders(
 ) -> tuple[matvec.Holder, matvec.Holder]:
     count, universe = columns.shape
     by_column, by_pair = layouts(contract, active_columns, count, universe)
-    largest = _rounded_up(np.abs(columns).max(axis=1, initial=0.0))
+    largest = products.largest_of(columns)
     names = tuple(data.names[j] for j in order) if contract.disclosure.names else ()
     channel.send(pb.GlmColumns(largest=largest.tolist(), names=names))
     ones = np.ones(universe)
@@ -488,11 +486,6 @@ def _open_holders(
     )
 
 
-def _rounded_up(values: F64) -> F64:
-    """To the next quarter power of two, so that a column's largest value is not told exactly."""
-    return np.asarray(2.0 ** (np.floor(4 * np.log2(np.maximum(values, 2.0**-20)) + 1) / 4))
-
-
 def _answer(
     channel: Channel, ask: pb.GlmAsk, holders: tuple[matvec.Holder, matvec.Holder], active_columns: int
 ) -> None:
@@ -501,14 +494,7 @@ def _answer(
             Malformed, f"announced {ask.columns} and {ask.pairs} vectors, which no step of a fit asks for"
         )
     for holder, count in zip(holders, (ask.columns, ask.pairs), strict=True):
-        served = 0
-        while served < count:
-            query = channel.receive(matvec_pb2.MatvecQuery)
-            if served + query.count > count:
-                raise channel.misbehaved(
-                    BeyondContract, f"sent {served + query.count} vectors where it announced {count}"
-                )
-            served += query.count if holder.answer(query) else 0
+        matvec.serve(channel, holder, count)
 
 
 def _finite(channel: Channel, values: object, due: int) -> F64:

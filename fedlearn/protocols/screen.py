@@ -27,7 +27,6 @@ from fedlearn.crypto.draws import Draws
 from fedlearn.crypto.matrix import Indicator
 from fedlearn.errors import BeyondContract, ConstantColumns, Malformed, WrongLength
 from fedlearn.protocols import matvec
-from fedlearn.v1 import matvec_pb2
 from fedlearn.v1 import screen_pb2 as pb
 
 F64 = NDArray[np.float64]
@@ -159,10 +158,7 @@ def screen_passive(
     channel.send(pb.ScreenBins(bins=sizes[order].tolist(), ordered=ordered[order].tolist()))
     matrix = Indicator(np.ascontiguousarray(bins[order]), sizes[order])
     holder = matvec.open_holder(channel, matrix, _terms(contract))
-    answered, due = 0, contract.outputs + 1
-    while answered < due:
-        query = channel.receive(matvec_pb2.MatvecQuery)
-        answered += query.count if holder.answer(query) else 0
+    matvec.serve(channel, holder, contract.outputs + 1)
     kept = np.array(channel.receive(pb.ScreenKept).kept, np.int64)
     most = min(settings_of(contract).keep, len(order))
     if not 1 <= len(kept) <= most or np.any(np.diff(kept) <= 0) or kept[-1] >= len(order):

@@ -41,7 +41,6 @@ from fedlearn.contract import Contract, Kind, Statistics
 from fedlearn.errors import BeyondContract, Malformed, WrongLength
 from fedlearn.protocols import matvec, products, woe
 from fedlearn.protocols.woe import DECIMALS
-from fedlearn.v1 import matvec_pb2
 from fedlearn.v1 import statistics_pb2 as pb
 
 F64 = NDArray[np.float64]
@@ -248,8 +247,7 @@ def moments_active(channel: Channel, contract: Contract, own: F64, position: I64
     most = len(contract.passive.features)
     if len(feature) != len(largest) or len(feature) > most or np.any(np.diff(feature) <= 0) or np.any(feature >= most):
         raise channel.misbehaved(BeyondContract, "announced columns that are not one for each of some features")
-    if not np.all((largest > 0) & (largest < 1e6)):
-        raise channel.misbehaved(Malformed, "announced bounds that standardised columns cannot have")
+    products.check_largest(channel, largest)
     count, theirs = len(position), len(feature)
     if not theirs:
         return _moments(contract, own, np.zeros(0), np.zeros((0, len(own))), np.zeros((0, 0)), feature)
@@ -289,7 +287,7 @@ def moments_passive(channel: Channel, contract: Contract, columns: F64, feature:
     opened = channel.receive(pb.StatisticsOpen)
     if opened.columns > len(contract.active.features):
         raise channel.misbehaved(BeyondContract, f"announced {opened.columns} columns, more than the contract names")
-    largest = 2.0 ** (np.floor(4 * np.log2(np.maximum(np.abs(columns).max(axis=1, initial=0.0), 2.0**-20)) + 1) / 4)
+    largest = products.largest_of(columns)
     channel.send(pb.StatisticsColumns(feature=feature.tolist(), largest=largest.tolist()))
     if not len(columns):
         return
@@ -297,18 +295,11 @@ def moments_passive(channel: Channel, contract: Contract, columns: F64, feature:
     first, second = _pairs(contract, len(columns))
     ones = np.ones(columns.shape[1])
     holder = products.open_holder(channel, by_column, lambda j: (columns[j], ones), largest)
-    _serve(channel, holder, 2 + opened.columns)
+    matvec.serve(channel, holder, 2 + opened.columns)
     holder = products.open_holder(
         channel, by_pair, lambda k: (columns[first[k]], columns[second[k]]), largest[first] * largest[second]
     )
-    _serve(channel, holder, 1)
-
-
-def _serve(channel: Channel, holder: matvec.Holder, vectors: int) -> None:
-    served = 0
-    while served < vectors:
-        query = channel.receive(matvec_pb2.MatvecQuery)
-        served += query.count if holder.answer(query) else 0
+    matvec.serve(channel, holder, 1)
 
 
 # --- results and plan --------------------------------------------------------------------------------

@@ -30,7 +30,6 @@ from fedlearn.crypto.matrix import Indicator
 from fedlearn.errors import BeyondContract, Malformed, WrongLength
 from fedlearn.learner.woe import Groups, merge
 from fedlearn.protocols import matvec
-from fedlearn.v1 import matvec_pb2
 from fedlearn.v1 import woe_pb2 as pb
 
 I64 = NDArray[np.int64]
@@ -227,10 +226,7 @@ def counts_passive(channel: Channel, contract: Contract, bins: Bins, sets: int, 
     )
     matrix = Indicator(np.ascontiguousarray(bins.codes[order]), sizes)
     holder = matvec.open_holder(channel, matrix, _terms(contract, 1 + sets))
-    answered = 0
-    while answered < 1 + sets:
-        query = channel.receive(matvec_pb2.MatvecQuery)
-        answered += query.count if holder.answer(query) else 0
+    matvec.serve(channel, holder, 1 + sets)
 
 
 def evidence_passive(
