@@ -25,7 +25,7 @@ from fedlearn.learner.woe import Groups, merge, stability
 from fedlearn.models import linear as shares
 from fedlearn.models.linear import LinearShare
 from fedlearn.models.pmml import pmml
-from fedlearn.models.scorecard import Points, codes_of, reasons_due
+from fedlearn.models.scorecard import Points, codes_of, reasons_due, total
 from fedlearn.protocols import linear, regression, sealed, woe
 from fedlearn.report.metrics import linear_figures
 
@@ -555,7 +555,7 @@ def _scores(contract: Contract, eta: F64) -> dict[str, Any]:
         {"probability": mean, "log_odds": eta} if glm.family == "logistic" else {"prediction": mean}
     )
     if card is not None:
-        columns["score"] = card.base_score - card.pdo / np.log(2) * (np.log(card.base_odds) + eta)
+        columns["score"] = total(card, eta)
     return columns
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,6 +23,14 @@ from fedlearn.errors import WrongModel
 from fedlearn.models.linear import LinearShare
 
 F64 = NDArray[np.float64]
+
+
+Eta = TypeVar("Eta", float, F64)
+
+
+def total(settings: Scorecard, eta: Eta) -> Eta:
+    """The score of a linear predictor: what all points of both sides add up to."""
+    return settings.base_score - settings.pdo / math.log(2) * (math.log(settings.base_odds) + eta)
 
 
 @dataclass(frozen=True, eq=False)

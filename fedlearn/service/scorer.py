@@ -19,7 +19,7 @@ from fedlearn.learner.glm import family_of
 from fedlearn.learner.objective import objective_of
 from fedlearn.models.linear import LinearShare
 from fedlearn.models.row import RowBins, Value, coder, row_sides
-from fedlearn.models.scorecard import Points, codes_of, reasons_due
+from fedlearn.models.scorecard import Points, codes_of, reasons_due, total
 from fedlearn.models.share import ActiveShare, PassiveShare
 from fedlearn.service.store import Row
 
@@ -98,7 +98,9 @@ class TreesActive:
 
     def outcome(self, row: Row, part: Part) -> Outcome:
         """Walk the trees. ``part.sides`` has :attr:`due` bytes."""
-        margin = self._forest.margin(self._bins.codes(row), np.frombuffer(part.sides, np.uint8))
+        return self._told(self._forest.margin(self._bins.codes(row), np.frombuffer(part.sides, np.uint8)))
+
+    def _told(self, margin: float) -> Outcome:
         margins = np.array([[margin]])
         calibrated = None if self._calibration is None else float(self._calibration.of(margins[0])[0])
         return Outcome(float(self._mean(margins)[0, 0]), margin, calibrated=calibrated)
@@ -158,7 +160,7 @@ class Linear:
         card = self._contract.scorecard
         if card is None:
             return Outcome(mean, eta)
-        score = card.base_score - card.pdo / math.log(2) * (math.log(card.base_odds) + eta)
+        score = total(card, eta)
         both = [(-lost, self._named[k]) for k, lost in self._reasons(row)]
         both += [(-lost, self._theirs[k]) for k, lost in part.reasons]
         both.sort(key=lambda found: found[0])

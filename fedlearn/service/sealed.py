@@ -7,7 +7,6 @@ part. Reasons are those of the active side's own columns.
 from __future__ import annotations
 
 import hashlib
-import math
 import os
 import struct
 import threading
@@ -24,6 +23,7 @@ from numpy.typing import NDArray
 from fedlearn.contract import Band, Contract, Service
 from fedlearn.errors import BadConfig
 from fedlearn.models.linear import LinearShare
+from fedlearn.models.scorecard import total
 from fedlearn.models.share import ActiveShare, PassiveShare
 from fedlearn.protocols import serve_sealed as protocol
 from fedlearn.protocols.serve_sealed import Agreed, Told
@@ -80,15 +80,10 @@ class SealedTrees(TreesActive):
         constant, numbers = self._trees.numbers(self._bins.codes(row))
         share = protocol.ask_sum(self._at, asked, self._trees.nesting, numbers, told)
         if self._at.table is None:
-            margins = self._margins(constant + np.array([share]))
-            calibrated = None if self._calibration is None else float(self._calibration.of(margins[0])[0])
-            return Outcome(float(self._mean(margins)[0, 0]), float(margins[0, 0]), calibrated=calibrated)
-        margins = self._margins(constant + protocol.totals(self._at, share))
+            return self._told(self._base + (constant + share) / self._at.unit)
+        margins = self._base + (constant + protocol.totals(self._at, share))[None, :] / self._at.unit
         others = {"calibrated": None if self._calibration is None else self._calibration.of(margins[0])}
         return Outcome(None, None, band=protocol.ask_band(self._at, asked, bands(self._mean(margins)[0], others), told))
-
-    def _margins(self, units: I64) -> F64:
-        return self._base + units[None, :] / self._at.unit
 
 
 class SealedLinear(Linear):
@@ -105,9 +100,8 @@ class SealedLinear(Linear):
         own = self.outcome(row, Part())
         margins = (own.margin or 0.0) + self._parts
         means = self._family.mean(margins) if self._family else margins
-        card, scores = self._contract.scorecard, None
-        if card is not None:
-            scores = card.base_score - card.pdo / math.log(2) * (math.log(card.base_odds) + margins)
+        card = self._contract.scorecard
+        scores = None if card is None else total(card, margins)
         band = protocol.ask_band(self._at, asked, bands(means, {"score": scores}), told)
         return Outcome(None, None, reasons=own.reasons, band=band)
 
