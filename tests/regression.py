@@ -33,8 +33,8 @@ def contract(active: int, passive: int, **changes: Any) -> Contract:
     )
 
 
-def meet(agreed: Contract, active: Any, passive: Any) -> Any:
-    """Both sides over a channel in memory; each is its data, or a function of the channel."""
+def meet(agreed: Contract, active: Any, passive: Any, protocol: Any = regression) -> Any:
+    """Both sides of a fit over a channel in memory; each is its data, or a function of the channel."""
 
     def play(role: str, side: Any, serve: Any) -> Any:
         def run(channel: Any) -> Any:
@@ -44,8 +44,8 @@ def meet(agreed: Contract, active: Any, passive: Any) -> Any:
         return run
 
     return simulate(
-        play("active", active, regression.fit_active),
-        play("passive", passive, regression.fit_passive),
+        play("active", active, protocol.fit_active),
+        play("passive", passive, protocol.fit_passive),
         limits=Limits(step=60),
     )
 

@@ -40,7 +40,7 @@ from fedlearn.protocols.align import Alignment, align_active, align_passive
 from fedlearn.protocols.align_cached import NO_SHELF, Prepared, Shelf, _look_up, as_values, version_of
 from fedlearn.v1 import align_pb2 as pb
 from tests.parties import make_keys, make_pair
-from tests.test_align import GENERATOR, KINDS, LAWLESS, SMALL_ORDER, multiples, numbered
+from tests.test_align import GENERATOR, KINDS, LAWLESS, SMALL_ORDER, multiples, numbered, says
 from tests.test_bench import bench
 
 LIMITS = {"session": 100, "day": 1000, "total": 1000}
@@ -650,16 +650,6 @@ OPEN = pb.AlignOpen(rows=3)
 TABLE = b"".join(sorted(hashlib.sha256(one).digest()[:12] for one in IDS))
 VERSION = version_of(as_values(TABLE))
 Rogue = Callable[[Channel], None]
-
-
-def says(*messages: Any) -> Rogue:
-    def rogue(channel: Channel) -> None:
-        for message in messages:
-            channel.send(message)
-        while True:
-            channel.receive(*KINDS)
-
-    return rogue
 
 
 def rogue_side(role: str, rogue: Rogue) -> Rogue:

@@ -31,7 +31,7 @@ from fedlearn.protocols import align_count, transfer
 from fedlearn.protocols.align import Alignment, align_active, align_passive
 from fedlearn.v1 import align_pb2 as pb
 from fedlearn.v1 import transfer_pb2
-from tests.test_align import KINDS, LAWLESS, contract, numbered, several
+from tests.test_align import LAWLESS, contract, numbered, says, several
 from tests.test_align_ot import _quick_bases, points  # noqa: F401 (a fixture)
 
 COUNTING = functools.partial(contract, "cardinality", method="ot", rows=200_000)
@@ -278,16 +278,6 @@ def against(rogue_role: str, rogue: Rogue) -> None:
         simulate(lambda channel: align_active(channel, IDS, COUNTING()), side)
     else:
         simulate(side, lambda channel: align_passive(channel, IDS, COUNTING()))
-
-
-def says(*messages: ProtobufMessage) -> Rogue:
-    def rogue(channel: Channel) -> None:
-        for message in messages:
-            channel.send(message)
-        while True:
-            channel.receive(*KINDS)
-
-    return rogue
 
 
 @pytest.mark.parametrize("size", [0, 8, SLOTS - 8, SLOTS + 8])

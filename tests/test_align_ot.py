@@ -29,7 +29,7 @@ from fedlearn.errors import (
 from fedlearn.protocols import align, align_ot
 from fedlearn.protocols.align import Alignment, align_active, align_passive
 from fedlearn.v1 import align_pb2 as pb
-from tests.test_align import GENERATOR, KINDS, LAWLESS, SMALL_ORDER, contract, multiples, numbered
+from tests.test_align import GENERATOR, KINDS, LAWLESS, SMALL_ORDER, contract, multiples, numbered, says
 
 MODES = ("mutual", "one-sided")
 LARGE = functools.partial(contract, method="ot", rows=200_000)
@@ -259,16 +259,6 @@ def against_passive(mode: str, rogue: Rogue) -> None:
         raise PeerAborted("done")
 
     simulate(active, lambda channel: align_passive(channel, IDS, LARGE(mode)))
-
-
-def says(*messages: ProtobufMessage) -> Rogue:
-    def rogue(channel: Channel) -> None:
-        for message in messages:
-            channel.send(message)
-        while True:
-            channel.receive(*KINDS)
-
-    return rogue
 
 
 @functools.cache

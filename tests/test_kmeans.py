@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +14,12 @@ from sklearn.cluster import KMeans
 from sklearn.metrics import adjusted_rand_score
 
 from fedlearn import jobs
-from fedlearn.channel import Limits, simulate
 from fedlearn.cli.main import run as command_line
 from fedlearn.contract import Contract, load_party
 from fedlearn.errors import BeyondContract, Malformed, NoOverlap, NotInContract, OverBudget, PeerAborted, WrongLength
-from fedlearn.protocols import handshake, kmeans
+from fedlearn.protocols import kmeans
 from fedlearn.v1 import kmeans_pb2 as pb
+from tests import regression
 from tests.parties import MODULES, Pair, make_keys, make_pair, read_csv
 
 OWN, THEIRS = 3, 4
@@ -49,19 +50,7 @@ def rows(count: int, clusters: int, seed: int = 0, apart: float = 2.5) -> tuple[
     return x, KMeans(clusters, n_init=3, random_state=seed).fit(x[:OWN].T).labels_.astype(np.int64)
 
 
-def meet(agreed: Contract, active: Any, passive: Any) -> Any:
-    """Both sides over a channel in memory; each is its data, or a function of the channel."""
-
-    def play(role: str, side: Any, serve: Any) -> Any:
-        def run(channel: Any) -> Any:
-            handshake.greet(channel, agreed, role=role, job="train")
-            return side(channel) if callable(side) else (serve(channel, agreed, side), channel.ledger)
-
-        return run
-
-    return simulate(
-        play("active", active, kmeans.fit_active), play("passive", passive, kmeans.fit_passive), limits=Limits(step=60)
-    )
+meet = partial(regression.meet, protocol=kmeans)
 
 
 def sides(x: np.ndarray, start: np.ndarray, extra: int = 0) -> tuple[kmeans.ActiveData, kmeans.PassiveData]:

@@ -20,7 +20,8 @@ from fedlearn.learner.woe import evidence
 from fedlearn.protocols import handshake, screen
 from fedlearn.v1 import screen_pb2 as pb
 from tests.boosting import Case, numbers
-from tests.parties import MODULES, Pair, make_keys, make_pair
+from tests.parties import Pair, make_keys, make_pair
+from tests.test_glm_end_to_end import simulated
 
 
 def agreed(columns: int, **settings: Any) -> Contract:
@@ -139,13 +140,9 @@ def wide(pair: Pair) -> None:
 
 def test_a_whole_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     pair = make_pair(tmp_path, make_keys(tmp_path / "keys"), folds=2, change=wide)
-    files = [str(pair.party_file(party)) for party in MODULES]
     said: dict[str, Any] = {}
     for job in ("check", "train", "predict"):
-        code = command_line(["simulate", *files, "--job", job, "--json", "--progress", "none"])
-        text = capsys.readouterr()
-        assert code == 0, text.err
-        said[job] = json.loads(text.out)
+        said[job] = simulated(pair, capsys, job)
     kept = said["train"]["passive"]["screened"]["columns_kept"]
     assert len(kept) == said["train"]["active"]["screened"]["columns_kept"] == 2
     assert "spend" in kept

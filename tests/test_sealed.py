@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +17,12 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 from sklearn.metrics import roc_auc_score
 
-from fedlearn.channel import Limits, simulate
 from fedlearn.crypto import bfv
 from fedlearn.errors import BeyondContract, FedlearnError, Malformed, OverBudget, WrongLength
 from fedlearn.learner.anderson import Block, Mixture
-from fedlearn.protocols import handshake, sealed
+from fedlearn.protocols import sealed
 from fedlearn.v1 import sealed_pb2 as pb
+from tests import regression
 from tests.boosting import spoiling
 from tests.parties import Pair
 from tests.regression import contract, data
@@ -30,17 +31,7 @@ from tests.test_glm_end_to_end import CARD, glm_pair, keyring, read_csv, simulat
 __all__ = ["keyring"]
 
 
-def meet(agreed: Any, active: Any, passive: Any) -> Any:
-    def play(role: str, side: Any, serve: Any) -> Any:
-        def run(channel: Any) -> Any:
-            handshake.greet(channel, agreed, role=role, job="train")
-            return side(channel) if callable(side) else (serve(channel, agreed, side), channel.ledger)
-
-        return run
-
-    return simulate(
-        play("active", active, sealed.fit_active), play("passive", passive, sealed.fit_passive), limits=Limits(step=60)
-    )
+meet = partial(regression.meet, protocol=sealed)
 
 
 def table(n: int, active: int, passive: int, slope: float, intercept: float) -> tuple[np.ndarray, np.ndarray]:

@@ -18,6 +18,7 @@ from fedlearn.protocols import boost
 from fedlearn.samples import judged
 from tests.boosting import NO_TIES, Case, meet, numbers
 from tests.parties import MODULES, Pair, make_keys, make_pair, read_csv
+from tests.test_glm_end_to_end import simulated
 
 
 def several(case: Case, more: np.ndarray, also: tuple[str, ...]) -> tuple[Contract, boost.ActiveData]:
@@ -103,13 +104,9 @@ def with_amount(pair: Pair) -> None:
 
 def test_train_predict_and_export(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     pair = make_pair(tmp_path, make_keys(tmp_path / "keys"), folds=2, change=with_amount)
-    files = [str(pair.party_file(party)) for party in MODULES]
     said: dict[str, Any] = {}
     for job in ("check", "train", "predict"):
-        code = command_line(["simulate", *files, "--job", job, "--json", "--progress", "none"])
-        text = capsys.readouterr()
-        assert code == 0, text.err
-        said[job] = json.loads(text.out)["active"]
+        said[job] = simulated(pair, capsys, job)["active"]
     targets = said["train"]["targets"]
     assert list(targets) == ["outcome", "amount", "size"]
     assert targets["outcome"]["joint"] == said["train"]["joint"]
@@ -121,7 +118,7 @@ def test_train_predict_and_export(tmp_path: Path, capsys: pytest.CaptureFixture[
     expected = ["id", "probability", "log_odds", "prediction_amount", "probability_size", "log_odds_size", "calibrated"]
     assert list(scores[0]) == expected
     assert "All labels" in (pair.output("bank") / "model" / "report.html").read_text(encoding="utf-8")
-    bank = ["--party", files[1] if "bank" in files[1] else files[0]]
+    bank = ["--party", str(pair.party_file("bank"))]
     assert command_line(["export", *bank, "--format", "xgboost"]) == NotInContract.exit_code
 
 
