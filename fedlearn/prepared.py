@@ -39,6 +39,7 @@ from fedlearn.contract import Contract, Queries
 from fedlearn.crypto import dh_oprf, oprf, ristretto
 from fedlearn.crypto.draws import Draws
 from fedlearn.errors import CannotWrite, NotPrepared, NullIds, OverBudget
+from fedlearn.models.share import replace_file
 from fedlearn.protocols.align_cached import HASH_BYTES, Kept, Prepared, Shelf, Values, version_of
 
 Digests = NDArray[np.bytes_]  # dtype S16, or for K keys S(16·K)
@@ -292,8 +293,8 @@ def _own_key(folder: Path, make: bool = True) -> bytes:
     """The key in the folder; made, with a count of questions that begins at zero, where there is nothing yet."""
     path = folder / "oprf.key"
     if make and not path.exists() and not (folder / "table.bin").exists():
-        _replace(folder / "asked.json", json.dumps({"total": 0, "day": "", "that_day": 0, "served": ""}).encode())
-        _replace(path, ristretto.random_scalar().hex().encode())
+        replace_file(folder / "asked.json", json.dumps({"total": 0, "day": "", "that_day": 0, "served": ""}).encode())
+        replace_file(path, ristretto.random_scalar().hex().encode())
     try:
         key = bytes.fromhex(path.read_text(encoding="ascii"))
         ristretto.invert(key)
@@ -328,7 +329,7 @@ def _renew(folder: Path, contract: Contract) -> None:
         return
     for name in ("table.bin", "pending.bin"):
         (folder / name).unlink(missing_ok=True)
-    _replace(folder / "oprf.key", ristretto.random_scalar().hex().encode())
+    replace_file(folder / "oprf.key", ristretto.random_scalar().hex().encode())
 
 
 def _check_unspent(asked: dict[str, Any], key: str, folder: Path) -> None:
@@ -347,7 +348,7 @@ def _write_table(folder: Path, key: bytes, contract: Contract, table: _Table) ->
     body = json.dumps(head).encode()
     arrays = (table.values, table.digests, table.since, table.removed, table.removed_in)
     whole = b"".join([len(body).to_bytes(8, "little"), body, *(array.tobytes() for array in arrays)])
-    _replace(folder / "table.bin", whole, _mac(key, whole))
+    replace_file(folder / "table.bin", whole, _mac(key, whole))
 
 
 def _read_table(folder: Path, key: bytes, contract: Contract) -> _Table:
@@ -438,7 +439,7 @@ def _spend(folder: Path, count: int, limits: Queries, serves: str) -> None:
                     f"is {most}"
                 )
         now = {"total": total, "day": today, "that_day": that_day, "served": serves or asked["served"]}
-        _replace(folder / "asked.json", json.dumps(now).encode())
+        replace_file(folder / "asked.json", json.dumps(now).encode())
 
 
 @contextmanager
@@ -451,16 +452,6 @@ def _locked(path: Path, wait: bool) -> Iterator[None]:
         except BlockingIOError:
             raise CannotWrite(f"another preparation is at work in {path.parent}") from None
         yield
-
-
-def _replace(path: Path, *parts: bytes) -> None:
-    """Write a file, readable by its owner only, so that it is there whole or not at all, even after a power failure."""
-    partial = path.with_name(f".{path.name}.partial-{os.getpid()}")
-    with os.fdopen(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
-        file.writelines(parts)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
 
 
 # --- the active side ---------------------------------------------------------------------------------
@@ -479,6 +470,6 @@ def shelf(folder: Path) -> Shelf:
 
     def save(key: bytes, kept: Kept) -> None:
         folder.mkdir(parents=True, exist_ok=True)
-        _replace(folder / f"{key.hex()}.bin", kept.version, kept.values.tobytes())
+        replace_file(folder / f"{key.hex()}.bin", kept.version, kept.values.tobytes())
 
     return Shelf(load, save)

@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -34,6 +33,7 @@ from fedlearn.errors import WrongCheckpoint
 from fedlearn.kernels.trees import MASK
 from fedlearn.learner.booster import Model, Split
 from fedlearn.models.forest import Growth
+from fedlearn.models.share import replace_file
 from fedlearn.protocols.align import Alignment
 from fedlearn.protocols.resume import KEPT, Asked, Point, Spent
 
@@ -253,12 +253,7 @@ class Checkpoint:
         }
         body = json.dumps(head, sort_keys=True)
         text = json.dumps({"sha256": hashlib.sha256(body.encode()).hexdigest(), "head": head}, sort_keys=True)
-        partial = self.folder / f".{_HEAD}.partial"
-        with partial.open("w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(self.folder / _HEAD)
+        replace_file(self.folder / _HEAD, text.encode())
 
 
 def load(folder: Path, binding: dict[str, str]) -> Checkpoint:

@@ -96,6 +96,16 @@ def clear_own(folder: Path, maker: str) -> None:
     mark.touch()
 
 
+def replace_file(path: Path, *parts: bytes) -> None:
+    """Write a file, readable by its owner only, so that it is there whole or not at all, even after a power failure."""
+    partial = path.with_name(f".{path.name}.partial-{os.getpid()}")
+    with os.fdopen(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
+        file.writelines(parts)
+        file.flush()
+        os.fsync(file.fileno())
+    partial.replace(path)
+
+
 @contextmanager
 def staged(folder: Path) -> Iterator[Path]:
     """A temporary folder beside ``folder`` that becomes it when the block ends well, and vanishes when it does not.

@@ -7,7 +7,6 @@ part. Reasons are those of the active side's own columns.
 from __future__ import annotations
 
 import hashlib
-import os
 import struct
 import threading
 import time
@@ -24,7 +23,7 @@ from fedlearn.contract import Band, Contract, Service
 from fedlearn.errors import BadConfig
 from fedlearn.models.linear import LinearShare
 from fedlearn.models.scorecard import total
-from fedlearn.models.share import ActiveShare, PassiveShare
+from fedlearn.models.share import ActiveShare, PassiveShare, replace_file
 from fedlearn.protocols import serve_sealed as protocol
 from fedlearn.protocols.serve_sealed import Agreed, Told
 from fedlearn.service.answering import Answering
@@ -285,12 +284,7 @@ class Allowance:
 
     def _reserve(self, count: int) -> None:
         self._path.parent.mkdir(parents=True, exist_ok=True)
-        partial = self._path.with_suffix(".partial")
-        with partial.open("w", encoding="ascii") as file:
-            file.write(str(count))
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(self._path)
+        replace_file(self._path, str(count).encode())
         self._reserved = count
 
 
