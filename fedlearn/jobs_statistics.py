@@ -24,7 +24,7 @@ from fedlearn.errors import ConstantColumns, FileMissing, NoOverlap, WrongModel
 from fedlearn.jobs_glm import bins_of, evidence_told, one_sided
 from fedlearn.jobs_score import write_table
 from fedlearn.learner.select import by_correlation
-from fedlearn.learner.woe import Groups, merge, stability
+from fedlearn.learner.woe import Groups, merge, score_stability, stability
 from fedlearn.models import plan as plans
 from fedlearn.models.linear import LinearShare
 from fedlearn.protocols import boost, statistics, woe
@@ -348,9 +348,7 @@ def _ranked_by_trees(
     facts: Summary = {"importance": found}
     if period is not None and len(trained.fit.margins) == 1:
         margins = trained.fit.margins[0]
-        cuts = np.quantile(margins[period == _FIRST], np.arange(1, 10) / 10)
-        counts = (np.bincount(np.searchsorted(cuts, margins[period == p]), minlength=10) for p in (_FIRST, _SECOND))
-        facts["score_stability_index"] = stability(*counts)
+        facts["score_stability_index"] = score_stability(margins[period == _FIRST], margins[period == _SECOND])
     if not limit:
         return shares, None, facts
     important = np.zeros(len(forest.passive_splits), np.bool_)

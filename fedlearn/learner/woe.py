@@ -83,6 +83,12 @@ def stability(before: F64 | I64, now: F64 | I64) -> float:
     return float(((a - b) * np.log(a / b))[(before > 0) | (now > 0)].sum())
 
 
+def score_stability(before: F64, now: F64) -> float:
+    """Stability index of scores float64 (m,) and (n,), over the deciles of the former."""
+    cuts = np.quantile(before, np.arange(1, 10) / 10)
+    return stability(*(np.bincount(np.searchsorted(cuts, scores), minlength=10) for scores in (before, now)))
+
+
 def _merged(cells: F64, total: int, events: float, glm: Glm) -> I64:
     """Where groups of neighbouring cells (events, non-events) begin, the first at 0 not named: int64 (groups − 1,)."""
     totals = np.maximum(np.array([events, total - events]), 1.0)

@@ -19,7 +19,7 @@ from pyarrow import csv
 
 from fedlearn.contract import Contract
 from fedlearn.errors import FileMissing, WrongModel
-from fedlearn.learner.woe import stability
+from fedlearn.learner.woe import score_stability
 from fedlearn.report import curves, draw
 from fedlearn.report.draw import ALONE, BAD, GOOD, JOINT, PLAIN
 from fedlearn.report.markup import Bytes, Markup, Share, join, minus, size, table, tag
@@ -589,11 +589,7 @@ def _later_stability(run: Run) -> dict[str, float]:
     column = next((c for c in ("log_odds_joint", "prediction_joint") if c in run.rows), None)
     if column is None or not {"fitted", "out_of_time"} <= set(rows):
         return {}
-    cuts = np.quantile(rows["fitted"][column], np.arange(1, 10) / 10)
-    counts = [
-        np.bincount(np.searchsorted(cuts, rows[name][column]), minlength=10) for name in ("fitted", "out_of_time")
-    ]
-    return {"(score, out of time)": stability(counts[0], counts[1])}
+    return {"(score, out of time)": score_stability(rows["fitted"][column], rows["out_of_time"][column])}
 
 
 # --- the conversation --------------------------------------------------------------------------------
