@@ -12,7 +12,6 @@ import os
 import secrets
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -29,6 +28,7 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from fedlearn import keys
+from fedlearn.bench.pair import free_port
 
 ROOT = Path(__file__).resolve().parents[1]
 MODULES = {"platform": "party_a", "bank": "party_b"}
@@ -244,12 +244,6 @@ class Pair:
         """Run both parties to their end; arguments as for :meth:`started`."""
         with self.started(job, *more, commands=commands) as processes:
             return {party: process.wait() for party, process in processes.items()}
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def make_pair(

@@ -15,7 +15,7 @@ import psycopg
 import pytest
 import redis
 
-from tests.parties import free_port
+from fedlearn.bench.pair import free_port
 
 PASSWORD = "hush-1734"  # noqa: S105
 

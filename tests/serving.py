@@ -9,11 +9,12 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
+from fedlearn.bench.pair import free_port
 from fedlearn.cli.main import run as command_line
 from fedlearn.contract import Tls, load_party
 from fedlearn.service.rpc import Client
 from fedlearn.v1 import serve_pb2 as pb
-from tests.parties import MODULES, Pair, Process, digits, free_port, make_pair
+from tests.parties import MODULES, Pair, Process, digits, make_pair
 
 Change = Callable[[Pair], object]
 

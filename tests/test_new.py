@@ -12,12 +12,13 @@ from pyarrow import parquet
 from typer.testing import CliRunner
 
 from fedlearn import keys
+from fedlearn.bench.pair import free_port
 from fedlearn.cli.main import app
 from fedlearn.cli.main import run as command_line
 from fedlearn.contract import load_contract, load_party
 from fedlearn.data.outline import outline
 from fedlearn.errors import BadConfig, BadLabel, ColumnMissing, FileMissing, OutputExists, OwnMistake
-from tests.parties import FEATURES, MODULES, Process, free_port, tables, write_csv
+from tests.parties import FEATURES, MODULES, Process, tables, write_csv
 
 
 @pytest.fixture

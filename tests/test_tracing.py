@@ -19,6 +19,7 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 
 from fedlearn import keys
 from fedlearn.bench import serve as bench
+from fedlearn.bench.pair import free_port
 from fedlearn.contract import Service, Tls, Traces, load_party
 from fedlearn.service import rpc
 from fedlearn.service.answering import Answering
@@ -31,7 +32,6 @@ from fedlearn.service.scorer import active_scorer, passive_scorer
 from fedlearn.service.store import open_store
 from fedlearn.service.tracing import SPANS, TracedStore, Tracer
 from fedlearn.v1 import serve_pb2 as pb
-from tests.parties import free_port
 
 PARENT = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import resource
+import secrets
 import socket
 import subprocess
 import sys
@@ -11,7 +12,8 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from itertools import count
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
@@ -61,11 +63,18 @@ def run_pair(module: str, settings: dict[str, Any]) -> tuple[dict[str, Any], dic
         return active, passive
 
 
+#: Ports below those that systems give to outgoing connections, one of which could take a port before it is listened on.
+_FIRST_PORT, _PORTS = 20_000, 12_000
+_next_port = count(secrets.randbelow(_PORTS))
+
+
 def free_port() -> int:
-    """A port of this machine that nobody listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """A port of this machine that nobody listens on; another one at each call."""
+    while True:
+        port = _FIRST_PORT + next(_next_port) % _PORTS
+        with socket.socket() as probe, suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
 
 
 @contextmanager
