@@ -149,10 +149,10 @@ def test_permutations_are_uniform() -> None:
     assert uniform(counts)
 
 
-def test_a_mask_is_the_stream() -> None:
+def test_what_is_filled_in_is_the_stream() -> None:
     for count in (0, 1, 17, (1 << 20) + 5):
-        data, out = np.arange(count, dtype=np.uint8), np.empty(count, np.uint8)
-        masking, plain = Draws(bytes(32)), Draws(bytes(32))
-        masking.mask(data, out)
-        np.testing.assert_array_equal(out ^ data, plain.bytes(count))
-        np.testing.assert_array_equal(masking.bytes(9), plain.bytes(9))
+        out = np.empty(count, np.uint8)
+        filling, plain = Draws(bytes(32)), Draws(bytes(32))
+        filling.fill(out)
+        np.testing.assert_array_equal(out, plain.bytes(count))
+        np.testing.assert_array_equal(filling.bytes(9), plain.bytes(9))

@@ -31,20 +31,15 @@ class Draws:
     def bytes(self, count: int) -> NDArray[np.uint8]:
         """``count`` uniform bytes, uint8 (count,)."""
         out = np.empty(count, np.uint8)
-        view = memoryview(out)  # type: ignore[arg-type]
-        for start in range(0, count, len(_ZEROS)):
-            piece = view[start : start + len(_ZEROS)]
-            self._stream.update_into(memoryview(_ZEROS)[: len(piece)], piece)
+        self.fill(out)
         return out
 
-    def mask(self, data: NDArray[np.uint8], out: NDArray[np.uint8]) -> None:
-        """XOR the next ``len(data)`` bytes of the stream to ``data`` (n,) into ``out`` (n,), another array.
-
-        The cipher does it in its own pass: in counter mode that is encryption.
-        """
-        source, target = memoryview(data), memoryview(out)  # type: ignore[arg-type]
-        for start in range(0, len(data), len(_ZEROS)):
-            self._stream.update_into(source[start : start + len(_ZEROS)], target[start : start + len(_ZEROS)])
+    def fill(self, out: NDArray[np.uint8]) -> None:
+        """Uniform bytes into ``out``, uint8 (n,), contiguous."""
+        view = memoryview(out)  # type: ignore[arg-type]
+        for start in range(0, len(out), len(_ZEROS)):
+            piece = view[start : start + len(_ZEROS)]
+            self._stream.update_into(memoryview(_ZEROS)[: len(piece)], piece)
 
     def words(self, count: int) -> NDArray[np.uint64]:
         """``count`` uniform 64-bit words."""

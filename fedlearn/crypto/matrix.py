@@ -56,7 +56,7 @@ class Indicator:
         if np.any(self.bins.max(axis=1, initial=0) >= self.sizes):
             raise ValueError("a bin is not below its feature's number of bins")
 
-    @property
+    @cached_property
     def offsets(self) -> NDArray[np.int64]:
         """int64 (F + 1,): rows of feature f are offsets[f] to offsets[f + 1]."""
         return np.concatenate([[0], np.cumsum(self.sizes)]).astype(np.int64)
@@ -88,7 +88,7 @@ class Indicator:
     @property
     def rows(self) -> int:
         """Number of rows R."""
-        return int(self.sizes.sum())
+        return int(self.offsets[-1])
 
     @property
     def samples(self) -> int:

@@ -49,6 +49,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -56,10 +57,11 @@ from numpy.typing import NDArray
 from fedlearn.crypto import ristretto
 from fedlearn.crypto.draws import Draws
 from fedlearn.kernels import ot as kernel
-from fedlearn.kernels.threads import CORES, ranges, spread
+from fedlearn.kernels.threads import spread
 
 U8 = NDArray[np.uint8]
 U32 = NDArray[np.uint32]
+I64 = NDArray[np.int64]
 B1 = NDArray[np.bool_]
 
 #: Computational security in bits: the least distance of a code, hence the unknown bits of Δ in every other pad.
@@ -67,6 +69,9 @@ SECURITY = 128
 
 #: Most options of one transfer.
 OPTIONS = 256
+
+# Bytes of a stream that are made at once.
+_AHEAD = 1 << 16
 
 _DST = b"fedlearn-V01-transfer-ristretto255_XMD:SHA-512_R255MAP_RO_"
 
@@ -117,8 +122,9 @@ class Code:
                 np.bitwise_xor(out[x - 2**d - 1], out[2**d - 1], out=out[x - 1])
         return out
 
+    @cache  # noqa: B019 - there are no more codes than bits in a byte
     def words(self, options: int) -> U8:
-        """The words of options 0, 1, ...: bits, uint8 (options, length)."""
+        """The words of options 0, 1, ...: bits, uint8 (options, length). Not to be changed."""
         columns = self.columns(np.arange(options, dtype=np.uint8))
         return np.tile(np.unpackbits(columns, axis=1, count=options, bitorder="little").T, self.repeats)
 
@@ -227,6 +233,38 @@ def _tag(bound: bytes) -> bytes:
 # --- extension ---------------------------------------------------------------------------------------
 
 
+class _Streams:
+    """The streams of base seeds, side by side, made some way ahead of their use.
+
+    A call of the cipher costs as much as kilobytes of its output, and a batch takes only a few of each stream.
+    """
+
+    def __init__(self, seeds: list[bytes]) -> None:
+        self._ciphers = [Draws(seed) for seed in seeds]
+        self._at = np.zeros(len(seeds), np.int64)
+        self.made = np.empty((len(seeds), 0), np.uint8)
+
+    def take(self, count: int, width: int) -> I64:
+        """Where in ``made`` the next ``width`` bytes of each of the first ``count`` streams start: int64 (count,).
+
+        They stay there until the next call.
+        """
+        size = self.made.shape[1]
+        if size < max(width, _AHEAD):
+            wider = np.empty((len(self._ciphers), max(width, _AHEAD)), np.uint8)
+            wider[:, wider.shape[1] - size :] = self.made  # what is left of a stream is at its end
+            self._at += wider.shape[1] - size
+            self.made, size = wider, wider.shape[1]
+        for i in np.flatnonzero(self._at[:count] + width > size):
+            row, left = self.made[i], size - int(self._at[i])
+            row[:left] = row[size - left :].copy()
+            self._ciphers[i].fill(row[left:])
+            self._at[i] = 0
+        starts = self._at[:count].copy()
+        self._at[:count] += width
+        return starts
+
+
 class Receiver:
     """The receiver's end of the extension. One batch after another, in step with the sender.
 
@@ -237,7 +275,7 @@ class Receiver:
 
     def __init__(self, tag: bytes, seeds: list[tuple[bytes, bytes]]) -> None:
         self._tag = np.frombuffer(tag, "<u4").astype(np.uint32)
-        self._streams = [(Draws(zero), Draws(one)) for zero, one in seeds]
+        self._zeros, self._ones = (_Streams([pair[bit] for pair in seeds]) for bit in range(2))
         self._batches = 0
 
     def extend(self, choices: U8, options: int) -> tuple[memoryview, U8]:
@@ -260,17 +298,9 @@ class Receiver:
         _check_batch(self._batches, rows)
         words = code.columns(choices)
         width = words.shape[1]
-        masked, nothing = np.empty((code.length, width), np.uint8), np.zeros(width, np.uint8)
-        columns = _columns(code, rows)
-
-        def fill(piece: range) -> None:
-            for i in piece:
-                zero, one = self._streams[i]
-                own = columns[i, :width]
-                zero.mask(nothing, own)
-                one.mask(own ^ words[i % code.period], masked[i])
-
-        spread(fill, ranges(code.length, CORES))
+        zeros, ones = (streams.take(code.length, width) for streams in (self._zeros, self._ones))
+        masked, columns = np.empty((code.length, width), np.uint8), _columns(code, rows)
+        kernel.mask_columns(self._zeros.made, zeros, self._ones.made, ones, words, columns, masked)
         pads = np.zeros((1, columns.shape[1]), np.uint8)
         kernel.add_pads(columns, np.zeros((1, kernel.WORDS), np.uint32), self._tag, self._batches, pads)
         self._batches += 1
@@ -289,7 +319,7 @@ class Sender:
     def __init__(self, tag: bytes, choices: B1, seeds: list[bytes]) -> None:
         self._tag = np.frombuffer(tag, "<u4").astype(np.uint32)
         self._choices = choices.astype(np.uint8)
-        self._streams = [Draws(seed) for seed in seeds]
+        self._streams = _Streams(seeds)
         self._batches = 0
 
     def answer(self, masked: bytes | memoryview, bits: U8, rows: int, options: int) -> bytes:
@@ -313,14 +343,8 @@ class Sender:
             raise ValueError(f"masked columns or bits that do not fit {rows} rows of {options} options")
         _check_batch(self._batches, rows)
         received = np.frombuffer(masked, np.uint8).reshape(code.length, width)
-        columns = _columns(code, rows)
-        taken = np.uint8(0) - self._choices  # all ones where Δ has a one: no branch on a secret
-
-        def fill(piece: range) -> None:
-            for i in piece:
-                self._streams[i].mask(received[i] & taken[i], columns[i, :width])
-
-        spread(fill, ranges(code.length, CORES))
+        columns, starts = _columns(code, rows), self._streams.take(code.length, width)
+        kernel.unmask_columns(self._streams.made, starts, received, self._choices, columns)
         out = np.zeros((len(bits), columns.shape[1]), np.uint8)
         out[:, :width] = bits
         kernel.add_pads(columns, self._offsets(code, len(bits)), self._tag, self._batches, out)
@@ -363,7 +387,9 @@ def _columns(code: Code, rows: int) -> U8:
     """A matrix for columns padded to whole blocks, zero where nothing will be written."""
     height = -(-code.length // 32) * 32
     width = -(-rows // (8 * kernel.BLOCK_BYTES)) * kernel.BLOCK_BYTES
-    return np.zeros((height, width), np.uint8)
+    columns = np.empty((height, width), np.uint8)
+    columns[code.length :], columns[:, -(-rows // 8) :] = 0, 0
+    return columns
 
 
 def _check_batch(batch: int, rows: int) -> None:

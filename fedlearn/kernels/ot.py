@@ -26,6 +26,7 @@ from fedlearn.kernels.threads import CORES, ranges, spread
 
 U8 = NDArray[np.uint8]
 U32 = NDArray[np.uint32]
+I64 = NDArray[np.int64]
 
 #: 32-bit words that are worked on side by side: a 512-bit register.
 LANES = 16
@@ -245,6 +246,44 @@ def add_pads(columns: U8, offsets: U32, tag: U32, batch: int, out: U8) -> None:
         _add_pads(wide, offsets, tag, batch, blocks.start * LANES, blocks.stop * LANES, words)
 
     spread(piece, ranges(columns.shape[1] // BLOCK_BYTES, 4 * CORES))
+
+
+@njit(**_FLAGS)
+def mask_columns(zeros: U8, zeros_at: I64, ones: U8, ones_at: I64, words: U8, columns: U8, masked: U8) -> None:
+    """The receiver's columns: ``columns`` = zeros, ``masked`` = zeros ⊕ ones ⊕ code words.
+
+    Args:
+        zeros, ones: uint8 (columns or more, bytes), both streams of each column.
+        zeros_at, ones_at: int64 (columns,), where a column's part of its stream starts.
+        words: uint8 (period, width), columns of the code words, which repeat.
+        columns: uint8 (columns or more, width or more), receives the first stream.
+        masked: uint8 (columns, width).
+    """
+    width, period = words.shape[1], words.shape[0]
+    for i in range(masked.shape[0]):
+        zero, one = zeros[i, zeros_at[i] : zeros_at[i] + width], ones[i, ones_at[i] : ones_at[i] + width]
+        word, own, out = words[i % period], columns[i], masked[i]
+        for j in range(width):
+            own[j] = zero[j]
+            out[j] = zero[j] ^ one[j] ^ word[j]
+
+
+@njit(**_FLAGS)
+def unmask_columns(streams: U8, at: I64, masked: U8, choices: U8, columns: U8) -> None:
+    """The sender's columns: its stream of each, ⊕ the masked column where it chose the second stream.
+
+    Args:
+        streams, at: as for :func:`mask_columns`.
+        masked: uint8 (columns, width), received.
+        choices: uint8 (columns or more,), 0 or 1: the sender's secret. No branch depends on it.
+        columns: uint8 (columns or more, width or more).
+    """
+    width = masked.shape[1]
+    for i in range(masked.shape[0]):
+        stream, taken = streams[i, at[i] : at[i] + width], np.uint8(0) - choices[i]
+        own, received = columns[i], masked[i]
+        for j in range(width):
+            own[j] = stream[j] ^ (received[j] & taken)
 
 
 @njit(**_FLAGS)

@@ -5,9 +5,9 @@ from __future__ import annotations
 import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from functools import cache
-from typing import TypeVar
+from typing import TypeVar, cast
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -21,11 +21,27 @@ def _pool() -> ThreadPoolExecutor:
 
 
 def spread(work: Callable[[T], R], pieces: Iterable[T]) -> list[R]:
-    """``work`` on each piece, on all cores; results in order. Never call it from within ``work``."""
+    """``work`` on each piece, on all cores; results in order. Never call it from within ``work``.
+
+    The calling thread works too, so a helper that does not come in time is not waited for.
+    """
     pieces = list(pieces)
-    if len(pieces) <= 1:
-        return [work(piece) for piece in pieces]
-    return list(_pool().map(work, pieces))
+    results: list[R | None] = [None] * len(pieces)
+    todo = iter(range(len(pieces)))  # its steps are not interrupted: each number goes to one thread
+
+    def some() -> None:
+        for i in todo:
+            results[i] = work(pieces[i])
+
+    helpers = [_pool().submit(some) for _ in range(min(CORES, len(pieces)) - 1)]
+    try:
+        some()
+    finally:
+        late = [helper for helper in helpers if not helper.cancel()]
+        wait(late)
+    for helper in late:
+        helper.result()
+    return cast(list[R], results)
 
 
 def ahead(work: Callable[[T], R], pieces: Iterable[T]) -> Iterator[R]:

@@ -405,12 +405,39 @@ def pick_sides(sides: U8, which: I32, position: I64, out: U8) -> None:
 
 
 @njit(**_FLAGS)
+def choose_sides(which: I32, position: I64, first: int, options: int, out: U8) -> None:
+    """What each row asks an oblivious transfer for: the split of its own node, from ``first`` on.
+
+    Args:
+        which, position: as for :func:`pick_sides`.
+        first, options: the transfer's splits are ``first`` to ``first + options``.
+        out: uint8 (n,), set at the places of rows at these splits; the others are left alone.
+    """
+    for i in range(which.shape[0]):
+        choice = which[i] - first
+        if 0 <= choice < options:
+            out[position[i]] = choice
+
+
+@njit(**_FLAGS)
+def take_sides(bits: U8, position: I64, out: U8) -> None:
+    """Sides from one bit a place: bits uint8 (⌈n/8⌉,); position int64 (m,); out uint8 (m,), added to by OR."""
+    for i in range(position.shape[0]):
+        p = position[i]
+        out[i] |= (bits[p >> 3] >> (p & 7)) & 1
+
+
+@njit(**_FLAGS)
 def side_bits(bins: U8, mask: U8, out: U8) -> None:
     """One bit per row, set where the row's bin is in the mask. Args: bins uint8 (n,); out uint8 (⌈n/8⌉,)."""
-    out[:] = 0
-    for i in range(bins.shape[0]):
-        b = bins[i]
-        out[i >> 3] |= np.uint8(((mask[b >> 3] >> (b & 7)) & 1) << (i & 7))
+    left = np.empty(256, np.uint8)
+    for b in range(256):
+        left[b] = (mask[b >> 3] >> (b & 7)) & 1
+    for g in range(out.shape[0]):
+        byte = np.uint8(0)
+        for r in range(min(8, bins.shape[0] - 8 * g)):
+            byte |= left[bins[8 * g + r]] << np.uint8(r)
+        out[g] = byte
 
 
 @njit(**_FLAGS)

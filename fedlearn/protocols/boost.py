@@ -607,11 +607,10 @@ class Peer:
         calls = []
         for which, first, options, _ in parts:
             choices = np.full(self.universe, options, np.uint8)
-            chosen = (which >= first) & (which < first + options)
-            choices[self.position[chosen]] = which[chosen] - first
+            kernel.choose_sides(which, self.position, first, options, choices)
             calls.append((choices, options))
         for (_, _, _, goes_left), bits in zip(parts, self.receiver.choose_all(calls, blank=True), strict=True):
-            goes_left |= (bits[self.position >> 3] >> (self.position & 7).astype(np.uint8)) & 1  # noqa: PLW2901
+            kernel.take_sides(bits, self.position, goes_left)
         return [goes_left for _, first, _, goes_left in parts if first == 0]
 
     def _bits(self, routings: list[Routing]) -> list[U8]:
