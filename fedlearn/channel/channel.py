@@ -63,7 +63,7 @@ class Limits:
     silence: float = 15.0
     step: float = 1800.0
     heartbeat: float = 2.0
-    frame: int = 1 << 20
+    frame: int = 2 << 20
     message: int = 1 << 30
 
 

@@ -52,8 +52,8 @@ LARGEST_FLOOD = 2.0**46
 DROPPING_SHARE = 2.0**-4
 #: Ciphertexts travel in pieces of about so many bytes (a message that fits one frame is not copied) and at most so many
 #: blocks, so that both sides work at once and a piece stays in the cache.
-PIECE_BYTES = (1 << 20) - (1 << 12)
-PIECE_BLOCKS = 8
+PIECE_BYTES = (2 << 20) - (1 << 12)
+PIECE_BLOCKS = 16
 #: Leakage is held below this, in nats, whatever a contract allows: every signal is then below a fifth of the flood,
 #: so that the flood alone decides how rare a decoding error is.
 LARGEST_KL = 2.0**-6

@@ -65,7 +65,7 @@ TABLE = Table(
 )
 
 #: Rows of one batch, a multiple of 8: one side masks the next while the other answers the last.
-_ROWS = 1 << 15
+_ROWS = 1 << 16
 
 
 # --- receiver ----------------------------------------------------------------------------------------
