@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 #: Version of the wire protocol; both sides must speak the same one.
-PROTOCOL_VERSION = 1
+PROTOCOL_VERSION = 2
 
 
 def __getattr__(name: str) -> Any:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import pytest
 from google.protobuf.message import Message as ProtobufMessage
 
+from fedlearn import PROTOCOL_VERSION
 from fedlearn.channel import BOTH, START, Channel, Message, Table, nothing, simulate
 from fedlearn.contract import Contract
 from fedlearn.errors import (
@@ -62,7 +63,7 @@ def against(rogue: Callable[[Channel], None], **settings: object) -> None:
 
 def hello(**changes: object) -> pb.Hello:
     fields = {
-        "protocol": 1,
+        "protocol": PROTOCOL_VERSION,
         "release": "0",
         "party": "passive",
         "role": "passive",

@@ -2,7 +2,7 @@
 
 For each row the *sender* has one bit for each of s options, the *receiver* a choice among them. The receiver learns
 the chosen bits, the sender nothing. A few hundred base transfers, once a session, need the group; everything after
-that is AES and BLAKE2s. Semi-honest throughout.
+that is AES and BLAKE3. Semi-honest throughout.
 
 **Base transfers** of random seeds, 1 of 2, with the roles reversed: the extension's sender chooses. They are the
 oblivious pseudorandom function of Jarecki, Kiayias and Krawczyk (ASIACRYPT 2014; mode OPRF of RFC 9497) with a key of
@@ -34,9 +34,10 @@ U is masked by streams of which the sender has only one of each pair: it learns 
 permutation. To the receiver the pad of any other option is the hash of t_j ⊕ (d ∧ Δ), where the difference d of two
 words has at least :data:`SECURITY` ones: that many uniform bits of Δ must be guessed. With the hash a random oracle, q
 evaluations hit some pad with probability at most q·s·2^-128 (in general, Kolesnikov and Kumaresan's code-correlation
-robustness is just what is asked of it). The hash is BLAKE2s on one block, indifferentiable from a random oracle if its
-cipher is ideal (Luykx, Mennink and Neves, ToSC 2016). Its input holds a tag of the session, the number of the batch and
-that of the row, so no two rows share an input; streams run on from batch to batch, so no mask is used twice.
+robustness is just what is asked of it). The hash is BLAKE3 on one block: seven of BLAKE2s's ten rounds, for which its
+authors claim 128 bits in every use (why seven are enough: Aumasson, "Too Much Crypto", ePrint 2019/1492). Its input
+holds a tag of the session, the number of the batch and that of the row, so no two rows share an input; streams run on
+from batch to batch, so no mask is used twice.
 
 There is no statistical parameter: between semi-honest parties nothing is checked at random and nothing can fail. A
 deviating receiver may send rows that are no words of the code, and so test bits of Δ against option bits that it

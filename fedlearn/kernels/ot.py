@@ -1,4 +1,4 @@
-"""The inner loops of oblivious transfer (:mod:`fedlearn.crypto.ot`): bit-matrix transposition, BLAKE2s, one bit a row.
+"""The inner loops of oblivious transfer (:mod:`fedlearn.crypto.ot`): bit-matrix transposition, hashes, one bit a row.
 
 The extension holds a matrix of code bits by columns (one bit stream each) and hashes it by rows. Both happen block by
 block, 512 rows at a time in the first-level cache: 16 words of 32 bits of the same column lie side by side in
@@ -6,11 +6,14 @@ block, 512 rows at a time in the first-level cache: 16 words of 32 bits of the s
 four on smaller ones). Lane l of step b holds row 32·l + b of the block; so what comes out of step b is bit b of 16
 output words, and no row is ever gathered or scattered.
 
-BLAKE2s is RFC 7693, unkeyed, digest of 32 bytes, of 56-byte messages: a single call of the compression function.
+Both hashes are a single call of a compression function on a message of at most 64 bytes: BLAKE3 (O'Connor, Aumasson,
+Neves and Wilcox-O'Hearn, 2020, https://github.com/BLAKE3-team/BLAKE3-specs), unkeyed, for the pads of bits here, and
+BLAKE2s (RFC 7693), salted, in :mod:`fedlearn.kernels.psi`. They share the round; BLAKE3 has seven, BLAKE2s ten.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -51,6 +54,9 @@ _SIGMA = (
     (6, 15, 14, 9, 11, 3, 0, 8, 12, 2, 13, 7, 1, 4, 10, 5),
     (10, 2, 8, 4, 7, 6, 1, 5, 15, 11, 9, 14, 3, 12, 13, 0),
 )
+# How BLAKE3 permutes the message from round to round, and its flags of a block that is first, last and the root.
+_PERMUTED = (2, 6, 3, 10, 7, 0, 4, 13, 1, 11, 12, 5, 9, 14, 15, 8)
+_ONLY_BLOCK = 1 | 2 | 8
 # The state words that the four column steps and the four diagonal steps of a round mix.
 _MIXED = tuple((i, 4 + (i + d) % 4, 8 + (i + 2 * d) % 4, 12 + (i + 3 * d) % 4) for d in range(2) for i in range(4))
 
@@ -66,7 +72,24 @@ def _all_lanes(value: int) -> Any:
     return ir.Constant(_VECTOR, [value & 0xFFFFFFFF] * LANES)
 
 
-def _compressed(builder: Any, m: list[Any], parameters: list[Any], constant: Any) -> list[Any]:
+def _mix(builder: Any, v: list[Any], m: list[Any], schedule: Sequence[int], constant: Any) -> None:
+    """One round: ``v`` is mixed with the words of ``m`` in the order of ``schedule``; words beyond ``m`` are zero."""
+
+    def rotate(word: Any, right: int) -> Any:
+        return builder.or_(builder.lshr(word, constant(right)), builder.shl(word, constant(32 - right)))
+
+    for step, (a, b, c, d) in enumerate(_MIXED):
+        for half, (first, second) in enumerate(((16, 12), (8, 7))):
+            taken = schedule[2 * step + half]
+            v[a] = builder.add(v[a], v[b])
+            if taken < len(m):
+                v[a] = builder.add(v[a], m[taken])
+            v[d] = rotate(builder.xor(v[d], v[a]), first)
+            v[c] = builder.add(v[c], v[d])
+            v[b] = rotate(builder.xor(v[b], v[c]), second)
+
+
+def _blake2s(builder: Any, m: list[Any], parameters: list[Any], constant: Any) -> list[Any]:
     """The eight words of a BLAKE2s-256 digest, as straight-line code over words, or over vectors of words.
 
     Args:
@@ -75,26 +98,23 @@ def _compressed(builder: Any, m: list[Any], parameters: list[Any], constant: Any
         parameters: eight words of the parameter block (RFC 7693 2.5).
         constant: makes a constant of the kind that the words are.
     """
-
-    def rotate(word: Any, right: int) -> Any:
-        return builder.or_(builder.lshr(word, constant(right)), builder.shl(word, constant(32 - right)))
-
-    count = len(m)
     h = [builder.xor(constant(iv), p) for iv, p in zip(_IV, parameters, strict=True)]
     v = [*h, *(constant(x) for x in _IV)]
-    v[12] = constant(_IV[4] ^ 4 * count)  # bytes so far
+    v[12] = constant(_IV[4] ^ 4 * len(m))  # bytes so far
     v[14] = constant(~_IV[6])  # the last block
     for schedule in _SIGMA:
-        for step, (a, b, c, d) in enumerate(_MIXED):
-            for half, (first, second) in enumerate(((16, 12), (8, 7))):
-                taken = schedule[2 * step + half]
-                v[a] = builder.add(v[a], v[b])
-                if taken < count:  # the others are zero
-                    v[a] = builder.add(v[a], m[taken])
-                v[d] = rotate(builder.xor(v[d], v[a]), first)
-                v[c] = builder.add(v[c], v[d])
-                v[b] = rotate(builder.xor(v[b], v[c]), second)
+        _mix(builder, v, m, schedule, constant)
     return [builder.xor(builder.xor(v[i], v[i + 8]), h[i]) for i in range(8)]
+
+
+def _blake3(builder: Any, m: list[Any], constant: Any) -> list[Any]:
+    """As :func:`_blake2s`, the first eight words of BLAKE3: one block that is a whole message, without a key."""
+    v = [constant(x) for x in (*_IV, *_IV[:4], 0, 0, 4 * len(m), _ONLY_BLOCK)]  # counter 0, bytes, flags
+    schedule: Sequence[int] = range(16)
+    for _ in range(7):
+        _mix(builder, v, m, schedule, constant)
+        schedule = [schedule[i] for i in _PERMUTED]
+    return [builder.xor(v[i], v[i + 8]) for i in range(8)]
 
 
 #: First parameter word: digest of 32 bytes, no key, fanout and depth 1.
@@ -102,8 +122,8 @@ _UNKEYED = 0x01010020
 
 
 @intrinsic
-def blake2s(typing_context: Any, message: Any) -> Any:
-    """First word of the BLAKE2s-256 digest of a message of up to 16 little-endian 32-bit words, given as a tuple.
+def blake3(typing_context: Any, message: Any) -> Any:
+    """First word of the BLAKE3 digest of a message of up to 16 little-endian 32-bit words, given as a tuple.
 
     Emitted as straight-line code, so that LLVM turns a loop around it into vector code and drops what the first word
     of the digest does not need.
@@ -113,7 +133,7 @@ def blake2s(typing_context: Any, message: Any) -> Any:
     def emit(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         words = [builder.extract_value(arguments[0], i) for i in range(count)]
         words = [w if w.type == _I32 else builder.trunc(w, _I32) for w in words]  # Numba widens uint32 to uint64
-        return _compressed(builder, words, [_constant(_UNKEYED), *[_constant(0)] * 7], _constant)[0]
+        return _blake3(builder, words, _constant)[0]
 
     return types.uint32(message), emit
 
@@ -136,7 +156,7 @@ def blake2s_lanes(typing_context: Any, block: Any, digests: Any) -> Any:
         target = context.make_array(digests)(context, builder, arguments[1])
         words = [builder.load(place(block, source, i), align=4) for i in range(20)]
         parameters = [_all_lanes(_UNKEYED), *[_all_lanes(0)] * 3, *words[16:]]
-        for i, word in enumerate(_compressed(builder, words[:16], parameters, _all_lanes)):
+        for i, word in enumerate(_blake2s(builder, words[:16], parameters, _all_lanes)):
             builder.store(word, place(digests, target, i), align=4)
         return context.get_dummy_value()
 
@@ -203,7 +223,7 @@ def _add_pads(columns: U32, offsets: U32, tag: U32, batch: int, first: int, last
             pads[:] = 0
             for b in range(32):
                 for lane in range(LANES):
-                    digest = blake2s(  # type: ignore[call-arg, var-annotated]
+                    digest = blake3(  # type: ignore[call-arg, var-annotated]
                         (
                             t0,
                             t1,
@@ -227,7 +247,7 @@ def _add_pads(columns: U32, offsets: U32, tag: U32, batch: int, first: int, last
 
 
 def add_pads(columns: U8, offsets: U32, tag: U32, batch: int, out: U8) -> None:
-    """XOR hash bits into ``out``: for row j and offset w, bit 0 of BLAKE2s-256(tag, batch, j, row_j ⊕ offset_w).
+    """XOR hash bits into ``out``: for row j and offset w, bit 0 of BLAKE3(tag, batch, j, row_j ⊕ offset_w).
 
     The hashed message has 56 bytes: the tag (16), batch and row (4 each, little-endian), the row's bits (32, zero
     beyond the columns).
