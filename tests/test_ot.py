@@ -224,7 +224,7 @@ def test_base_transfers_refuse_what_is_no_point(point: bytes) -> None:
 
 def carried(receiver: ot.Receiver, sender: ot.Sender, choices: np.ndarray, bits: np.ndarray, options: int) -> Any:
     """One batch; bits (m, n) unpacked."""
-    masked, pads = receiver.extend(choices, options)
+    _, masked, pads = receiver.extend(choices, options)
     answer = sender.answer(masked, packed(bits), len(choices), options)
     return bits_of(ot.open_bits(answer, pads, choices, len(bits)), len(choices))
 
@@ -245,6 +245,24 @@ def test_the_chosen_bits(data: st.DataObject) -> None:
         np.testing.assert_array_equal(found, due)
 
 
+def test_what_was_prepared_for_fewer_options_is_widened() -> None:
+    """The columns that are there keep their streams; the sender, which knows only the whole, agrees."""
+    receiver, sender = ends()
+    rng = np.random.default_rng(12)
+    for options in (200, 2, 60):  # the last one for 2 as well
+        receiver.prepare(1000, options)
+    for options, words in ((9, 256), (9, 16), (2, 2), (3, 4)):
+        choices, bits = rng.integers(0, options, 1000, np.uint8), rng.integers(0, 2, (options, 1000), np.uint8)
+        found, masked, pads = receiver.extend(choices, options)
+        assert found == words
+        answer = sender.answer(masked, packed(bits), 1000, words)
+        opened = bits_of(ot.open_bits(answer, pads, choices, options), 1000)
+        np.testing.assert_array_equal(opened, bits[choices, np.arange(1000)])
+    receiver.prepare(1000, 2)
+    with pytest.raises(ValueError, match="10 rows choose where 1000 were prepared for"):
+        receiver.extend(np.zeros(10, np.uint8), 2)
+
+
 @pytest.mark.parametrize("options", [2, 5, 256])
 def test_the_masked_choices_look_uniform(options: int) -> None:
     """Whatever the choices: nothing that the sender sees tells all-first from all-last from random ones."""
@@ -252,7 +270,7 @@ def test_the_masked_choices_look_uniform(options: int) -> None:
     count = 4096
     receiver, _ = ends()
     for choices in (np.zeros(count), np.full(count, options - 1), rng.integers(0, options, count)):
-        masked, _ = receiver.extend(choices.astype(np.uint8), options)
+        _, masked, _ = receiver.extend(choices.astype(np.uint8), options)
         length = ot.Code.of(options).length
         bits = bits_of(np.frombuffer(masked, np.uint8).reshape(length, -1), count)
         assert bits.shape == (length, count)
@@ -268,7 +286,7 @@ def test_every_other_bit_has_another_pad(options: int) -> None:
     count = 20_000
     receiver, sender = ends()
     choices = rng.integers(0, options, count, np.uint8)
-    masked, own = receiver.extend(choices, options)
+    _, masked, own = receiver.extend(choices, options)
     answer = sender.answer(masked, np.zeros((options, count // 8), np.uint8), count, options)
     pads = bits_of(np.frombuffer(answer, np.uint8).reshape(options, -1), count)
     mine = bits_of(own, count)
@@ -294,7 +312,7 @@ def test_two_calls_share_nothing() -> None:
     choices, nothing_ = np.ones(4096, np.uint8), np.zeros((3, 512), np.uint8)
     seen = []
     for _ in range(2):
-        masked, pads = receiver.extend(choices, 3)
+        _, masked, pads = receiver.extend(choices, 3)
         seen.append((np.frombuffer(masked, np.uint8), pads, sender.answer(masked, nothing_, 4096, 3)))
     (masked, pads, answer), (other_masked, other_pads, other_answer) = seen
     assert balanced(np.unpackbits(masked ^ other_masked))
@@ -304,7 +322,7 @@ def test_two_calls_share_nothing() -> None:
 
 def test_padding_bits_are_not_sent() -> None:
     receiver, sender = ends()
-    masked, pads = receiver.extend(np.zeros(11, np.uint8), 2)
+    _, masked, pads = receiver.extend(np.zeros(11, np.uint8), 2)
     answer = sender.answer(masked, np.full((2, 2), 255, np.uint8), 11, 2)
     assert answer[1] < 8
     assert answer[3] < 8
@@ -323,7 +341,7 @@ def test_what_the_ends_refuse() -> None:
     ):
         with pytest.raises(ValueError, match=r"options|rows"):
             receiver.extend(bad, options)
-    masked, pads = receiver.extend(choices, 3)
+    _, masked, pads = receiver.extend(choices, 3)
     bits = np.zeros((3, 1), np.uint8)
     for other in (masked[:-1], bytes(masked) + b"\0", b""):
         with pytest.raises(ValueError, match="do not fit 2 rows of 3 options"):
@@ -345,13 +363,22 @@ NAMED = ("choosing", "serving")
 SOON = Limits(step=10)
 
 
-def run(calls: list[Call], allowed: int = 10**6) -> tuple[list[np.ndarray], Channel, Channel]:
+def run(
+    calls: list[Call], allowed: int = 10**6, expected: list[int] | None = None
+) -> tuple[list[np.ndarray], Channel, Channel]:
+    """``expected``: for how many options each call is prepared for; 0: it is not."""
     kept: dict[str, Channel] = {}
 
     def receive(channel: Channel) -> list[np.ndarray]:
         kept["receiver"], channel.session = channel, SESSION
         receiver = open_receiver(channel, allowed)
-        return [receiver.choose(choices, len(bits), blank=blank) for choices, bits, blank in calls]
+        found = []
+        for (choices, bits, blank), options in zip(calls, expected or [0] * len(calls), strict=True):
+            if options:
+                receiver.prepare(len(choices), options, blank=blank)
+                receiver.prepare(len(choices), 256 - blank, blank=blank)  # nothing: the call is prepared for
+            found.append(receiver.choose(choices, len(bits), blank=blank))
+        return found
 
     def send(channel: Channel) -> None:
         kept["sender"], channel.session = channel, SESSION
@@ -375,14 +402,18 @@ def call(rng: np.random.Generator, count: int, options: int, blank: bool) -> Cal
         max_size=3,
     ),
     batch=st.sampled_from([8, 64, 1 << 17]),
+    most=st.sampled_from([128, 1 << 20]),
     seed=st.integers(0, 2**32),
 )
-def test_calls_between_two_parties(shapes: list[tuple[int, int, bool]], batch: int, seed: int) -> None:
+def test_calls_between_two_parties(shapes: list[tuple[int, int, bool]], batch: int, most: int, seed: int) -> None:
+    """Whether or not a call was prepared for, for as many options as it has, for fewer or for more."""
     rng = np.random.default_rng(seed)
     calls = [call(rng, *shape) for shape in shapes]
+    expected = [int(rng.choice([0, 2, len(bits), 255])) for _, bits, _ in calls]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(transfer, "_ROWS", batch)
-        found, receiver, sender = run(calls)
+        patch.setattr(transfer, "_PREPARED", most)
+        found, receiver, sender = run(calls, expected=expected)
     for (choices, bits, _), got in zip(calls, found, strict=True):
         count = len(choices)
         padded = np.vstack([bits, np.zeros((1, count), np.uint8)])
@@ -529,7 +560,7 @@ def test_bad_answers(rows: int, size: int) -> None:
 
 
 LENGTH = 2 * ot.Code.of(3).length
-GOOD = {"rows": 10, "options": 3, "columns": bytes(LENGTH)}
+GOOD = {"rows": 10, "options": 3, "words": 4, "columns": bytes(LENGTH)}
 
 
 @pytest.mark.parametrize(
@@ -548,6 +579,8 @@ GOOD = {"rows": 10, "options": 3, "columns": bytes(LENGTH)}
         ({"columns": bytes(LENGTH - 1)}, WrongLength, f"in {LENGTH - 1} bytes"),
         ({"columns": bytes(LENGTH + 1)}, WrongLength, f"in {LENGTH + 1} bytes"),
         ({"columns": b""}, WrongLength, "in 0 bytes"),
+        *(({"words": n}, Malformed, f"3 options by a code of {n} words") for n in (0, 2, 3, 5, 512, 2**32 - 1)),
+        ({"words": 8}, WrongLength, f"in {LENGTH} bytes where 10 in {2 * ot.Code.of(8).length} were due"),
     ],
 )
 def test_bad_columns(changes: dict[str, Any], error: type[PeerMisbehaved], sentence: str) -> None:

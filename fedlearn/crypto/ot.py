@@ -49,6 +49,7 @@ what it learns from how the receiver goes on is the calling protocol's matter.
 from __future__ import annotations
 
 import hashlib
+from collections import deque
 from dataclasses import dataclass
 from functools import cache
 
@@ -245,8 +246,8 @@ class _Streams:
         self._at = np.zeros(len(seeds), np.int64)
         self.made = np.empty((len(seeds), 0), np.uint8)
 
-    def take(self, count: int, width: int) -> I64:
-        """Where in ``made`` the next ``width`` bytes of each of the first ``count`` streams start: int64 (count,).
+    def take(self, which: slice, width: int) -> tuple[U8, I64]:
+        """The next ``width`` bytes of some streams: what was made of these, and where theirs start, int64.
 
         They stay there until the next call.
         """
@@ -256,14 +257,34 @@ class _Streams:
             wider[:, wider.shape[1] - size :] = self.made  # what is left of a stream is at its end
             self._at += wider.shape[1] - size
             self.made, size = wider, wider.shape[1]
-        for i in np.flatnonzero(self._at[:count] + width > size):
+        for i in which.start + np.flatnonzero(self._at[which] + width > size):
             row, left = self.made[i], size - int(self._at[i])
             row[:left] = row[size - left :].copy()
             self._ciphers[i].fill(row[left:])
             self._at[i] = 0
-        starts = self._at[:count].copy()
-        self._at[:count] += width
-        return starts
+        starts = self._at[which].copy()
+        self._at[which] += width
+        return self.made[which], starts
+
+
+@dataclass
+class _Batch:
+    """What the receiver needs for a batch of rows whatever they choose, with a code of ``words`` words.
+
+    Attributes:
+        number: of the batch in the session.
+        words: of the code; 1 before any column is there.
+        columns: the streams that the receiver hashes.
+        masks: uint8 (columns, ⌈rows/8⌉), both streams together: what hides the code words.
+        pads: uint8 (⌈rows/8⌉,).
+    """
+
+    number: int
+    rows: int
+    words: int
+    columns: U8
+    masks: U8
+    pads: U8
 
 
 class Receiver:
@@ -278,8 +299,29 @@ class Receiver:
         self._tag = np.frombuffer(tag, "<u4").astype(np.uint32)
         self._zeros, self._ones = (_Streams([pair[bit] for pair in seeds]) for bit in range(2))
         self._batches = 0
+        self._ready = deque[_Batch]()
 
-    def extend(self, choices: U8, options: int) -> tuple[memoryview, U8]:
+    def prepare(self, rows: int, options: int) -> None:
+        """Make ready what does not depend on the choices of a batch to come, after those already prepared.
+
+        Args:
+            rows: n; the batch must have as many.
+            options: as many as it may have. With more the rest is made then, with fewer the larger code is used. A
+                batch is prepared for no more than the one before it.
+
+        Raises:
+            ValueError: the number of options is out of range, or too many rows or batches.
+        """
+        if self._ready:  # a column must not be taken for a later batch first: the sender goes batch by batch
+            options = min(options, self._ready[-1].words)
+        self._ready.append(self._widened(self._begin(rows), options))
+
+    @property
+    def prepared(self) -> int:
+        """How many batches are ready."""
+        return len(self._ready)
+
+    def extend(self, choices: U8, options: int) -> tuple[int, memoryview, U8]:
         """Masked choices for the sender, and the pads of the chosen bits.
 
         Args:
@@ -287,25 +329,38 @@ class Receiver:
             options: s, 2 to 256.
 
         Returns:
-            The columns of U, ``Code.of(options).length`` times ⌈n/8⌉ bytes, to send; the pads, one bit for each row,
-            uint8 (⌈n/8⌉,), to keep for :func:`open_bits`.
+            How many words the code has, s or more; the columns of U, ``Code.of(words).length`` times ⌈n/8⌉ bytes, to
+            send; the pads, one bit for each row, uint8 (⌈n/8⌉,), to keep for :func:`open_bits`.
 
         Raises:
-            ValueError: a choice is out of range, or too many rows or batches.
+            ValueError: a choice is out of range, another number of rows was prepared for, or too many rows or batches.
         """
         if choices.dtype != np.uint8 or (len(choices) and int(choices.max()) >= options):
             raise ValueError(f"choices are bytes below the number of options, {options}")
-        code, rows = Code.of(options), len(choices)
+        if self._ready and self._ready[0].rows != len(choices):
+            raise ValueError(f"{len(choices)} rows choose where {self._ready[0].rows} were prepared for")
+        batch = self._widened(self._ready.popleft() if self._ready else self._begin(len(choices)), options)
+        kernel.add_words(Code.of(batch.words).columns(choices), batch.masks)
+        return batch.words, memoryview(batch.masks.reshape(-1)), batch.pads  # type: ignore[arg-type]
+
+    def _begin(self, rows: int) -> _Batch:
         _check_batch(self._batches, rows)
-        words = code.columns(choices)
-        width = words.shape[1]
-        zeros, ones = (streams.take(code.length, width) for streams in (self._zeros, self._ones))
-        masked, columns = np.empty((code.length, width), np.uint8), _columns(code, rows)
-        kernel.mask_columns(self._zeros.made, zeros, self._ones.made, ones, words, columns, masked)
-        pads = np.zeros((1, columns.shape[1]), np.uint8)
-        kernel.add_pads(columns, np.zeros((1, kernel.WORDS), np.uint32), self._tag, self._batches, pads)
         self._batches += 1
-        return memoryview(masked.reshape(-1)), pads[0, :width]  # type: ignore[arg-type]
+        nothing = np.empty((0, -(-rows // 8)), np.uint8)
+        return _Batch(self._batches - 1, rows, 1, nothing, nothing, nothing)
+
+    def _widened(self, batch: _Batch, options: int) -> _Batch:
+        """The batch with a code of at least so many words."""
+        code, done = Code.of(options), len(batch.masks)
+        if 2**code.dimension <= batch.words:
+            return batch
+        width, new = batch.masks.shape[1], slice(done, code.length)
+        columns, masks = _columns(code, batch.rows), np.empty((code.length, width), np.uint8)
+        columns[:done, :width], masks[:done] = batch.columns[:done, :width], batch.masks
+        kernel.mask_columns(*self._zeros.take(new, width), *self._ones.take(new, width), columns[new], masks[new])
+        pads = np.zeros((1, columns.shape[1]), np.uint8)
+        kernel.add_pads(columns, np.zeros((1, kernel.WORDS), np.uint32), self._tag, batch.number, pads)
+        return _Batch(batch.number, batch.rows, 2**code.dimension, columns, masks, pads[0, :width])
 
 
 class Sender:
@@ -331,7 +386,7 @@ class Sender:
             bits: uint8 (m, ⌈rows/8⌉), m ≤ ``options``: one bit for each row of each of the first m options, in
                 little-endian bit order. A choice beyond m gets nothing.
             rows: n.
-            options: s.
+            options: words of the receiver's code.
 
         Returns:
             m times ⌈rows/8⌉ bytes for :func:`open_bits`.
@@ -344,8 +399,8 @@ class Sender:
             raise ValueError(f"masked columns or bits that do not fit {rows} rows of {options} options")
         _check_batch(self._batches, rows)
         received = np.frombuffer(masked, np.uint8).reshape(code.length, width)
-        columns, starts = _columns(code, rows), self._streams.take(code.length, width)
-        kernel.unmask_columns(self._streams.made, starts, received, self._choices, columns)
+        columns = _columns(code, rows)
+        kernel.unmask_columns(*self._streams.take(slice(0, code.length), width), received, self._choices, columns)
         out = np.zeros((len(bits), columns.shape[1]), np.uint8)
         out[:, :width] = bits
         kernel.add_pads(columns, self._offsets(code, len(bits)), self._tag, self._batches, out)

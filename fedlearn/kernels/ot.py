@@ -269,23 +269,31 @@ def add_pads(columns: U8, offsets: U32, tag: U32, batch: int, out: U8) -> None:
 
 
 @njit(**_FLAGS)
-def mask_columns(zeros: U8, zeros_at: I64, ones: U8, ones_at: I64, words: U8, columns: U8, masked: U8) -> None:
-    """The receiver's columns: ``columns`` = zeros, ``masked`` = zeros ⊕ ones ⊕ code words.
+def mask_columns(zeros: U8, zeros_at: I64, ones: U8, ones_at: I64, columns: U8, masks: U8) -> None:
+    """The receiver's columns: ``columns`` = zeros, ``masks`` = zeros ⊕ ones.
 
     Args:
-        zeros, ones: uint8 (columns or more, bytes), both streams of each column.
+        zeros, ones: uint8 (columns, bytes), both streams of each column.
         zeros_at, ones_at: int64 (columns,), where a column's part of its stream starts.
-        words: uint8 (period, width), columns of the code words, which repeat.
         columns: uint8 (columns or more, width or more), receives the first stream.
-        masked: uint8 (columns, width).
+        masks: uint8 (columns, width).
     """
-    width, period = words.shape[1], words.shape[0]
-    for i in range(masked.shape[0]):
+    width = masks.shape[1]
+    for i in range(masks.shape[0]):
         zero, one = zeros[i, zeros_at[i] : zeros_at[i] + width], ones[i, ones_at[i] : ones_at[i] + width]
-        word, own, out = words[i % period], columns[i], masked[i]
+        own, out = columns[i], masks[i]
         for j in range(width):
             own[j] = zero[j]
-            out[j] = zero[j] ^ one[j] ^ word[j]
+            out[j] = zero[j] ^ one[j]
+
+
+@njit(**_FLAGS)
+def add_words(words: U8, masks: U8) -> None:
+    """XOR code words to ``masks``, uint8 (columns, width); words uint8 (period, width), columns that repeat."""
+    for i in range(masks.shape[0]):
+        word, out = words[i % words.shape[0]], masks[i]
+        for j in range(masks.shape[1]):
+            out[j] ^= word[j]
 
 
 @njit(**_FLAGS)

@@ -538,10 +538,18 @@ class Peer:
         answer = self.querier.ask(self._vectors(requests, asked, kinds))
 
         def wait() -> I64:
+            self._prepare(requests)
             found = np.ascontiguousarray(answer().reshape(asked, kinds, -1).transpose(0, 2, 1))[: len(requests)]
             return self._mended(found, requests) if self.noise and requests else found
 
         return wait
+
+    def _prepare(self, requests: list[Request]) -> None:
+        """While the peer sums: what the first tree's rows will need to learn their sides at the splits to come."""
+        if self.receiver is not None and requests:
+            first = [r for r in requests if r.values is requests[0].values]
+            most = 1 if first[0].leaf == 0 else 2 * len(first)  # one child of each pair was asked about
+            self.receiver.prepare(self.universe, min(most, _OPTIONS), blank=True)
 
     def _mended(self, sums: I64, requests: list[Request]) -> I64:
         """Noisy sums made consistent with what this side knows, with empty counts where the learner keeps counts."""

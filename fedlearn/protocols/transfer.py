@@ -9,6 +9,8 @@ One set-up serves all the calls of a session; s may differ from call to call.
       2. TransferColumns   masked code words     ──►
       3. takes its bits                          ◄──      TransferBits      s bits for every row, each under its own pad
 
+All of 2 but the code words can be made before the choices are known, while the receiver waits for something else.
+
 The receiver learns the chosen bits and no others; where a call has a *blank* option, a row that chooses it gets no bit
 at all. The sender learns the number of rows and options, which both knew before. A row costs 16 bytes up for 2 options,
 24 for up to 4, then 28, 30, 31 and at most 32, and s/8 bytes down.
@@ -51,7 +53,10 @@ TABLE = Table(
             pb.TransferColumns,
             "receiver",
             ("TransferRaised", "TransferColumns", "TransferBits"),
-            Reveals("how many rows choose, and among how many options; the choices are masked", lambda _: 2),
+            Reveals(
+                "how many rows choose, among how many options at most, and among how many now; the choices are masked",
+                lambda _: 3,
+            ),
             bulk="columns",
         ),
         Message(
@@ -66,6 +71,9 @@ TABLE = Table(
 
 #: Rows of one batch, a multiple of 8: one side masks the next while the other answers the last.
 _ROWS = 1 << 16
+
+# Rows that are prepared for at most: some 100 bytes of memory each.
+_PREPARED = 1 << 20
 
 
 # --- receiver ----------------------------------------------------------------------------------------
@@ -128,9 +136,20 @@ class Receiver:
             for call, kept in zip(batches, pads, strict=True)
         ]
 
+    def prepare(self, rows: int, options: int, *, blank: bool = False) -> None:
+        """Make ready, while there is nothing better to do, what the next call needs whatever its rows choose.
+
+        Args:
+            rows: of the next call, which must have as many.
+            options, blank: as for :meth:`choose_all`, as many as it may have. The sender sees this bound.
+        """
+        if not self._end.prepared and self.asked + rows <= self.allowed:
+            for first in range(0, min(rows, _PREPARED), _ROWS):
+                self._end.prepare(min(_ROWS, rows - first), options + blank)
+
     def _ask(self, choices: U8, options: int, blank: bool) -> U8:
-        masked, pads = self._end.extend(choices, options + blank)
-        self.channel.send(pb.TransferColumns(rows=len(choices), options=options, blank=blank), masked)
+        words, masked, pads = self._end.extend(choices, options + blank)
+        self.channel.send(pb.TransferColumns(rows=len(choices), options=options, blank=blank, words=words), masked)
         return pads
 
     def _open(self, choices: U8, pads: U8, options: int) -> U8:
@@ -195,15 +214,14 @@ class Sender:
         """
         if bits.shape[1] != -(-rows // 8):
             raise ValueError(f"{bits.shape[1]} bytes are not the bits of {rows} rows")
-        length = ot.Code.of(len(bits) + blank).length
+        ot.Code.of(len(bits) + blank)  # raises where there is none
         for first in range(0, rows, _ROWS):
             count = min(_ROWS, rows - first)
-            masked = self._receive(count, len(bits), blank, length)
+            words, masked = self._receive(count, len(bits), blank)
             part = bits[:, first // 8 : (first + count + 7) // 8]
-            answer = self._end.answer(masked, part, count, len(bits) + blank)
-            self.channel.send(pb.TransferBits(rows=count), answer)
+            self.channel.send(pb.TransferBits(rows=count), self._end.answer(masked, part, count, words))
 
-    def _receive(self, rows: int, options: int, blank: bool, length: int) -> memoryview:
+    def _receive(self, rows: int, options: int, blank: bool) -> tuple[int, memoryview]:
         message = self.channel.receive(pb.TransferColumns)
         if (message.options, message.blank) != (options, blank):
             raise self.channel.misbehaved(
@@ -215,14 +233,17 @@ class Sender:
             raise self.channel.misbehaved(
                 BeyondContract, f"asked for row {self.served + message.rows} where {self.allowed} are allowed"
             )
-        columns, due = self.channel.bulk, length * -(-rows // 8)
+        words = message.words
+        if not max(2, options + blank) <= words <= ot.OPTIONS or words & (words - 1):
+            raise self.channel.misbehaved(Malformed, f"chose among {options} options by a code of {words} words")
+        columns, due = self.channel.bulk, ot.Code.of(words).length * -(-rows // 8)
         if message.rows != rows or len(columns) != due:
             raise self.channel.misbehaved(
                 WrongLength,
                 f"chose for {message.rows} rows in {len(columns)} bytes where {rows} in {due} were due",
             )
         self.served += rows
-        return columns
+        return words, columns
 
 
 def open_sender(channel: Channel, allowed: int) -> Sender:

@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1a\x66\x65\x64learn/v1/transfer.proto\x12\x0b\x66\x65\x64learn.v1\"!\n\x0fTransferBlinded\x12\x0e\n\x06points\x18\x01 \x01(\x0c\" \n\x0eTransferRaised\x12\x0e\n\x06points\x18\x01 \x01(\x0c\"P\n\x0fTransferColumns\x12\x0c\n\x04rows\x18\x01 \x01(\r\x12\x0f\n\x07options\x18\x02 \x01(\r\x12\r\n\x05\x62lank\x18\x03 \x01(\x08\x12\x0f\n\x07\x63olumns\x18\x04 \x01(\x0c\"*\n\x0cTransferBits\x12\x0c\n\x04rows\x18\x01 \x01(\r\x12\x0c\n\x04\x62its\x18\x02 \x01(\x0c\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1a\x66\x65\x64learn/v1/transfer.proto\x12\x0b\x66\x65\x64learn.v1\"!\n\x0fTransferBlinded\x12\x0e\n\x06points\x18\x01 \x01(\x0c\" \n\x0eTransferRaised\x12\x0e\n\x06points\x18\x01 \x01(\x0c\"_\n\x0fTransferColumns\x12\x0c\n\x04rows\x18\x01 \x01(\r\x12\x0f\n\x07options\x18\x02 \x01(\r\x12\r\n\x05\x62lank\x18\x03 \x01(\x08\x12\x0f\n\x07\x63olumns\x18\x04 \x01(\x0c\x12\r\n\x05words\x18\x05 \x01(\r\"*\n\x0cTransferBits\x12\x0c\n\x04rows\x18\x01 \x01(\r\x12\x0c\n\x04\x62its\x18\x02 \x01(\x0c\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -36,7 +36,7 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_TRANSFERRAISED']._serialized_start=78
   _globals['_TRANSFERRAISED']._serialized_end=110
   _globals['_TRANSFERCOLUMNS']._serialized_start=112
-  _globals['_TRANSFERCOLUMNS']._serialized_end=192
-  _globals['_TRANSFERBITS']._serialized_start=194
-  _globals['_TRANSFERBITS']._serialized_end=236
+  _globals['_TRANSFERCOLUMNS']._serialized_end=207
+  _globals['_TRANSFERBITS']._serialized_start=209
+  _globals['_TRANSFERBITS']._serialized_end=251
 # @@protoc_insertion_point(module_scope)

@@ -17,16 +17,18 @@ class TransferRaised(_message.Message):
     def __init__(self, points: _Optional[bytes] = ...) -> None: ...
 
 class TransferColumns(_message.Message):
-    __slots__ = ("rows", "options", "blank", "columns")
+    __slots__ = ("rows", "options", "blank", "columns", "words")
     ROWS_FIELD_NUMBER: _ClassVar[int]
     OPTIONS_FIELD_NUMBER: _ClassVar[int]
     BLANK_FIELD_NUMBER: _ClassVar[int]
     COLUMNS_FIELD_NUMBER: _ClassVar[int]
+    WORDS_FIELD_NUMBER: _ClassVar[int]
     rows: int
     options: int
     blank: bool
     columns: bytes
-    def __init__(self, rows: _Optional[int] = ..., options: _Optional[int] = ..., blank: _Optional[bool] = ..., columns: _Optional[bytes] = ...) -> None: ...
+    words: int
+    def __init__(self, rows: _Optional[int] = ..., options: _Optional[int] = ..., blank: _Optional[bool] = ..., columns: _Optional[bytes] = ..., words: _Optional[int] = ...) -> None: ...
 
 class TransferBits(_message.Message):
     __slots__ = ("rows", "bits")
