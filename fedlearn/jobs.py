@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -75,7 +76,7 @@ class Own:
         party: its name.
         role: ``active`` or ``passive`` under the contract.
         contract: what both agreed to.
-        table: its own rows; for ``predict``, encoded for its share (but for k-means).
+        table: its own rows; for ``predict``, encoded for its share.
         folder: where the job's result goes; nothing is there yet.
         share: its share of the model to score with (``predict`` only).
         on_file: an alignment made earlier of exactly these IDs under exactly this contract, if there is one.
@@ -197,13 +198,12 @@ def _prepare_job(
     earlier: Path | None, plan_id: bytes = b"",
 ) -> Own:  # fmt: skip
     if contract.glm is not None or contract.kmeans is not None:
-        resumes = contract.glm is not None and job == "predict"
-        if (resume and not resumes) or earlier is not None:
+        if (resume and job != "predict") or earlier is not None:
             what = "a regression" if contract.glm else "k-means"
             raise NotInContract(f"{what} takes a few steps: it cannot be resumed or go on from an earlier model")
         by_steps = _prepare_glm if contract.glm else _prepare_kmeans
         own = replace(by_steps(party, contract, job, role, folder, model), plan_id=plan_id)
-        return _with_scoring_on_file(own, resume) if resumes else own
+        return _with_scoring_on_file(own, resume) if job == "predict" else own
     share = None
     if job == "predict":
         share = shares.load(model or party.output.folder / "model", contract, party.party)
@@ -338,7 +338,8 @@ def _prepare_kmeans(party: PartyFile, contract: Contract, job: Job, role: str, f
         if share.role != role:
             raise WrongModel(f"the share of {party.party!r} is not that of the {role} side")
     features, key, also = contract.side(role).features, contract.align.key, contract.align.also
-    table = load_table(party.data, key, features, None, contract.budget.rows, also=also)
+    encode = None if share is None else partial(jobs_kmeans.encode, share)
+    table = load_table(party.data, key, features, None, contract.budget.rows, also=also, encode=encode)
     if job in ("check", "train"):
         jobs_kmeans.check_budget(contract, table)
     return replace(_with_alignment(party, contract, role, table, folder), share=share)
@@ -735,11 +736,10 @@ def _predict_glm(channel: Channel, own: Own, share: linear.LinearShare, alignmen
 def _predict_kmeans(
     channel: Channel, own: Own, share: cluster.ClusterShare, alignment: Alignment, path: Path
 ) -> Summary:
+    pieces, order = _pieces(own, alignment, share.model_id), alignment.rows
     if share.role == "passive":
-        return jobs_kmeans.predict_passive(channel, own.contract, share, own.table.take(alignment.rows))
-    rows, position = own_order(alignment)
-    table = own.table.take(rows)
-    return jobs_kmeans.predict_active(channel, own.contract, share, table, position, alignment.size, path)
+        return jobs_kmeans.predict_passive(channel, own.contract, share, own.table, order, pieces)
+    return jobs_kmeans.predict_active(channel, own.contract, share, own.table, order, pieces, path)
 
 
 # --- alignment ---------------------------------------------------------------------------------------

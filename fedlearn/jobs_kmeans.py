@@ -6,14 +6,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 from numpy.typing import NDArray
 
 from fedlearn.channel import Channel
 from fedlearn.contract import Contract, Kmeans
 from fedlearn.data import PartyTable
-from fedlearn.data.design import fit_design
+from fedlearn.data.design import fit_design, unseen_in, warnings_of
 from fedlearn.errors import NoOverlap
-from fedlearn.jobs_score import write_table
+from fedlearn.jobs_score import Found, Pieces, run_active, run_passive, write_rows, write_table
 from fedlearn.models import cluster as shares
 from fedlearn.models.cluster import ClusterShare
 from fedlearn.protocols import kmeans
@@ -119,25 +120,70 @@ def _explained(cluster: I64, own: F64, theirs: I32) -> float:
 # --- predict -----------------------------------------------------------------------------------------
 
 
+def encode(share: ClusterShare, table: PartyTable) -> dict[str, NDArray[Any]]:
+    """All that scoring needs of some rows: what a table to score is read as. A row's does not depend on the others.
+
+    Returns:
+        each of shape (n,): ``part <c>`` float64, for each cluster, of the active side its part of the squared distance
+        to the centre, of the passive side the product with the centre as the protocol told it; and ``unseen
+        <feature>`` bool, where a category's text is one that training never saw.
+    """
+    told = np.rint(share.centres / kmeans.UNIT) * kmeans.UNIT
+    parts = np.zeros((len(told), table.rows))
+    for j, column in enumerate(share.design.columns):
+        values = (column.raw(table) - column.mean) / column.scale
+        for c in range(len(told)):
+            parts[c] += values * told[c, j] if share.role == "passive" else (values - share.centres[c, j]) ** 2
+    unseen = {f"unseen {feature}": rows for feature, rows in share.design.strange(table).items()}
+    return {f"part {c}": part for c, part in enumerate(parts)} | unseen
+
+
 def predict_active(
-    channel: Channel, contract: Contract, share: ClusterShare, table: PartyTable, position: I64, universe: int,
-    path: Path,
-) -> Summary:  # fmt: skip
-    """Find the clusters of aligned rows and write them to ``path``."""
-    columns = share.design.standardised(table)
-    data = kmeans.ActiveData(columns, np.zeros(table.rows, np.int64), position, universe)
+    channel: Channel, contract: Contract, share: ClusterShare, table: PartyTable, order: I64, pieces: Pieces, path: Path
+) -> Summary:
+    """Find the clusters of aligned rows and write them to ``path``.
+
+    Args:
+        channel, contract: after handshake and alignment.
+        share: the active side's.
+        table: encoded (:func:`encode`), aligned or not.
+        order: int64 (n,), own row at each place of the shared order, -1 for none.
+        pieces: what was done before, and where to keep what is done now.
+        path: of the score file.
+    """
     peer = np.empty((len(share.centres), 0), np.int32) if share.peer is None else share.peer
-    found = kmeans.assign_active(channel, contract, share.centres, peer, data)
-    _write(path, table, found)
-    counts = np.bincount(found, minlength=len(share.centres)).tolist()
-    return {"rows_scored": table.rows, "rows_by_cluster": counts, "warnings": share.design.unseen(table)}
+    nearest = kmeans.assign_active(channel, contract, peer, len(order))
+
+    def one(rows: I64, place: I64, length: int) -> Found:
+        return {"cluster": nearest(_parts(share, table, rows), place, length)}
+
+    found = run_active(channel, pieces, order, table.rows, {"cluster": np.dtype(np.int64)}, one)["cluster"]
+    kmeans.assigned(channel)
+    rows = np.sort(order[order >= 0])
+
+    def columns(part: slice) -> dict[str, Any]:
+        return {"id": table.ids.take(pa.array(rows[part])), "cluster": found[rows[part]] + 1}
+
+    write_rows(path, len(rows), columns)
+    counts = np.bincount(found[rows], minlength=len(share.centres)).tolist()
+    facts = {"rows_scored": len(rows), "rows_by_cluster": counts, "warnings": warnings_of(unseen_in(table, rows))}
+    return {"pieces": pieces.count, "pieces_from_before": pieces.done, **facts}
 
 
-def predict_passive(channel: Channel, contract: Contract, share: ClusterShare, table: PartyTable) -> Summary:
-    """Serve the clusters of aligned rows."""
-    centres = np.rint(share.centres / kmeans.UNIT).astype(np.int32)
-    kmeans.assign_passive(channel, contract, share.design.standardised(table), centres)
-    return {"warnings": share.design.unseen(table)}
+def predict_passive(
+    channel: Channel, contract: Contract, share: ClusterShare, table: PartyTable, order: I64, pieces: Pieces
+) -> Summary:
+    """Serve the clusters of aligned rows; ``table`` is encoded, ``order`` int64 (n,) its rows in the shared order."""
+    serve = kmeans.assign_passive(channel, contract, _parts(share, table, order))
+    before = run_passive(channel, pieces, order, lambda rows: serve(_parts(share, table, rows)))
+    kmeans.end_assigning(channel)
+    facts = {"pieces": pieces.count, "pieces_from_before": before}
+    return facts | {"warnings": warnings_of(unseen_in(table, order))}
+
+
+def _parts(share: ClusterShare, table: PartyTable, rows: I64) -> F64:
+    """Of some rows of an encoded table, float64 (k, m)."""
+    return np.stack([table.encoded[f"part {c}"][rows] for c in range(len(share.centres))])
 
 
 def _write(path: Path, table: PartyTable, cluster: I64) -> None:

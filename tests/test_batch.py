@@ -18,6 +18,7 @@ from fedlearn.errors import Malformed, OutputExists, PeerAborted, WrongCheckpoin
 from fedlearn.protocols import linear, score
 from tests.parties import MODULES, Pair, make_keys, make_pair, read_csv, write_csv
 from tests.test_glm_end_to_end import CARD, glm_pair, with_offset
+from tests.test_kmeans import kmeans_pair
 
 
 @pytest.fixture(scope="module")
@@ -191,3 +192,27 @@ def test_more_pieces_than_there_are() -> None:
 
 def test_a_form_that_there_is_not(pair: Pair) -> None:
     assert command_line(["predict", "--party", str(pair.party_file("bank")), "--format", "xlsx"]) != 0
+
+
+# --- clusters ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("mode", ["mutual", "one-sided"])
+def test_clusters_go_on_after_a_crash(
+    mode: str, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One piece or several, broken off or not: the ranges are of the whole batch, so the clusters are the same."""
+    pair = kmeans_pair(tmp_path_factory.mktemp("clusters"), make_keys(tmp_path_factory.mktemp("keys")), mode=mode)
+    files = [str(pair.party_file(party)) for party in MODULES]
+    for job in ("train", "predict"):
+        assert command_line(["simulate", *files, "--job", job, "--progress", "none", "--json"]) == 0
+    broken_off(pair, "broken", monkeypatch, 2)
+    with pytest.raises(OutputExists, match="--resume"):
+        predict(pair, "broken")
+    found = predict(pair, "broken", resume=True)
+    passive = json.loads((pair.output("platform") / "broken" / "run.json").read_text())
+    assert found["pieces"] == passive["pieces"] > 3
+    assert found["pieces_from_before"] == passive["pieces_from_before"] == 2
+    assert scores(pair, "broken") == scores(pair, "predictions")
+    told = {line["message"]: line["messages"] for line in passive["ledger"]}
+    assert told["KmeansReach"] == told["KmeansDone"] == 1

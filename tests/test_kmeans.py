@@ -14,6 +14,7 @@ from sklearn.cluster import KMeans
 from sklearn.metrics import adjusted_rand_score
 
 from fedlearn import jobs
+from fedlearn.channel import Channel
 from fedlearn.cli.main import run as command_line
 from fedlearn.contract import Contract, load_party
 from fedlearn.errors import BeyondContract, Malformed, NoOverlap, NotInContract, OverBudget, PeerAborted, WrongLength
@@ -130,13 +131,24 @@ def test_new_rows_get_the_nearest_centre() -> None:
     (found, _), (theirs, _) = meet(agreed, *sides(x, start))
     order = [int(np.flatnonzero((column == theirs.centres.T).all(axis=1))[0]) for column in found.theirs.T]
     new, _ = rows(400, 4, seed=5)
-    data = kmeans.ActiveData(new[:OWN], np.zeros(400, np.int64), np.arange(400), 400)
     natural = theirs.centres[:, order]
-    cluster, _ = meet(
-        agreed,
-        lambda channel: kmeans.assign_active(channel, agreed, found.own, found.theirs, data),
-        lambda channel: kmeans.assign_passive(channel, agreed, new[OWN:][order], natural),
-    )
+    pieces = [np.arange(150), np.arange(150, 400)]
+    parts = ((new[:OWN] - found.own[:, :, None]) ** 2).sum(axis=1)
+    scores = natural * kmeans.UNIT @ new[OWN:][order]
+
+    def active(channel: Channel) -> np.ndarray:
+        nearest = kmeans.assign_active(channel, agreed, found.theirs, 400)
+        got = [nearest(parts[:, piece], np.arange(len(piece)), len(piece)) for piece in pieces]
+        kmeans.assigned(channel)
+        return np.concatenate(got)
+
+    def passive(channel: Channel) -> None:
+        serve = kmeans.assign_passive(channel, agreed, scores)
+        for piece in pieces:
+            serve(scores[:, piece])
+        kmeans.end_assigning(channel)
+
+    cluster, _ = meet(agreed, active, passive)
     centres = np.hstack([found.own, theirs.centres * kmeans.UNIT])
     nearest = ((new[:, None, :] - centres.T[:, :, None]) ** 2).sum(axis=0).argmin(axis=0)
     assert np.mean(cluster == nearest) > 0.98

@@ -239,6 +239,15 @@ def warnings_of(strange: Mapping[str, int]) -> list[str]:
     return [f"column {f!r} has texts that training never saw in {n} row(s)" for f, n in strange.items() if n]
 
 
+def unseen_in(table: PartyTable, rows: I64) -> dict[str, int]:
+    """By category, how many of some rows of a table encoded for scoring have a text that training never saw."""
+    return {
+        name.removeprefix("unseen "): int(values[rows].sum())
+        for name, values in table.encoded.items()
+        if name.startswith("unseen ")
+    }
+
+
 def fit_design(
     table: PartyTable,
     kinds: Mapping[str, Kind],

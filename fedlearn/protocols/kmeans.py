@@ -30,7 +30,8 @@ its own columns over clusters that it cannot see. Small differences of two sums 
 active side asks for a cluster's sums only if at least ``least_rows`` rows differ from each set of rows that it asked
 about before for this cluster; else the centre stays. When no centre may move, the clusters are final.
 
-New rows get their clusters by steps 5 and 6 alone, then KmeansDone.
+New rows get their clusters by steps 5 and 6 alone: step 5 once for the whole batch, step 6 for one piece of it after
+another (ScoreFrom of :mod:`fedlearn.protocols.score` says from which), then KmeansDone.
 
 Lloyd, "Least squares quantization in PCM" (IEEE Trans. Inf. Theory 1982). The comparison by a table of all levels is
 the classical reduction of comparison to 1-of-N transfer, see Kolesnikov & Kumaresan (CRYPTO 2013), section 1.
@@ -40,7 +41,7 @@ from __future__ import annotations
 
 import hashlib
 import hmac
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -221,17 +222,19 @@ def fit_active(channel: Channel, contract: Contract, data: ActiveData) -> Active
         agreed = layout(contract, len(largest), data.universe)
         querier = products.Querier.open(channel, agreed, largest, data.position)
         receiver = transfer.open_receiver(channel, most_transfers(contract, data.universe, kmeans.max_steps))
-    centres = _Centres.empty(kmeans.clusters, len(data.columns), len(largest))
+    columns = data.columns
+    centres = _Centres.empty(kmeans.clusters, len(columns), len(largest))
     cluster, first = data.start, np.empty(0, np.int32)
     moved: list[int] = []
     with channel.phase("steps"):
         due = centres.due(cluster, least)
         while due and len(moved) < kmeans.max_steps:
-            centres.move(due, cluster, data.columns, _sums(querier, cluster, due, kmeans.clusters))
+            centres.move(due, cluster, columns, _sums(querier, cluster, due, kmeans.clusters))
             first = centres.theirs.copy() if not moved else first
             channel.send(pb.KmeansCentres(values=centres.theirs.reshape(-1).tolist()))
-            before = cluster
-            cluster = _nearest(channel, kmeans, centres.own, centres.theirs, data, receiver)
+            before, reach = cluster, _reach(channel, kmeans.clusters)
+            parts = np.stack([((columns - centre[:, None]) ** 2).sum(axis=0) for centre in centres.own])
+            cluster = _nearest(kmeans, parts, centres.theirs, reach, data.position, data.universe, receiver)
             moved.append(int((cluster != before).sum()))
             channel.progress(len(moved), kmeans.max_steps, "steps at most")
             due = centres.due(cluster, least)
@@ -240,13 +243,29 @@ def fit_active(channel: Channel, contract: Contract, data: ActiveData) -> Active
     return ActiveResult(cluster, centres.own, centres.theirs, first, moved, not due, tuple(told.names), model_id)
 
 
-def assign_active(channel: Channel, contract: Contract, own: F64, theirs: I32, data: ActiveData) -> I64:
-    """Clusters of new rows, int64 (m,); centres as in :class:`ActiveResult`, ``data.start`` is not used."""
+def assign_active(channel: Channel, contract: Contract, theirs: I32, universe: int) -> Callable[[F64, I64, int], I64]:
+    """Begin to find the clusters of new rows; :func:`assigned` ends it.
+
+    Args:
+        channel: after handshake and alignment.
+        contract: as the peer has it.
+        theirs: centres as in :class:`ActiveResult`.
+        universe: n, rows of the whole shared order.
+
+    Returns:
+        what finds the clusters int64 (m,) of a piece: given are this side's parts of the squared distances float64
+        (k, m), the rows' places in the piece int64 (m,), and the piece's length.
+    """
     channel.open(TABLE, "active")
-    receiver = transfer.open_receiver(channel, most_transfers(contract, data.universe, 1))
-    cluster = _nearest(channel, settings_of(contract), own, theirs, data, receiver)
+    settings = settings_of(contract)
+    receiver = transfer.open_receiver(channel, most_transfers(contract, universe, 1))
+    reach = _reach(channel, settings.clusters)
+    return lambda parts, place, length: _nearest(settings, parts, theirs, reach, place, length, receiver)
+
+
+def assigned(channel: Channel) -> None:
+    """The active side has the clusters of all pieces."""
     channel.send(pb.KmeansDone())
-    return cluster
 
 
 def _check_start(start: I64, clusters: int, least: int) -> None:
@@ -310,24 +329,22 @@ def _sums(querier: products.Querier, cluster: I64, due: list[int], clusters: int
 
 
 def _nearest(
-    channel: Channel, kmeans: Kmeans, own: F64, theirs: I32, data: ActiveData, receiver: transfer.Receiver
+    kmeans: Kmeans, parts: F64, theirs: I32, reach: F64, position: I64, universe: int, receiver: transfer.Receiver
 ) -> I64:
-    """Steps 5 and 6: the nearest centre of each own row, int64 (m,)."""
-    parts = np.stack([((data.columns - centre[:, None]) ** 2).sum(axis=0) for centre in own])
-    reach = _reach(channel, len(own))
+    """Step 6: the nearest centre of each own row, int64 (m,); parts float64 (k, m)."""
     middle = _middles(theirs)
     nearest, every = np.zeros(parts.shape[1], np.int64), np.arange(parts.shape[1])
-    for c in range(1, len(own)):
+    for c in range(1, len(parts)):
         wanted = parts[nearest, every] - parts[c] - middle[nearest, c]
         share = wanted / reach[nearest, c]
         level = np.clip(np.rint((share + 1) / 2 * (kmeans.levels + 1)) - 1, 0, kmeans.levels - 1).astype(np.uint8)
         calls = []
         for w in range(c):
-            choices = np.full(data.universe, kmeans.levels, np.uint8)
-            choices[data.position[nearest == w]] = level[nearest == w]
+            choices = np.full(universe, kmeans.levels, np.uint8)
+            choices[position[nearest == w]] = level[nearest == w]
             calls.append((choices, kmeans.levels))
         bits = receiver.choose_all(calls, blank=True)
-        told = np.bitwise_or.reduce([np.unpackbits(b, bitorder="little")[data.position] for b in bits])
+        told = np.bitwise_or.reduce([np.unpackbits(b, bitorder="little")[position] for b in bits])
         nearer = np.where(np.abs(share) < 1, told == 1, share > 0)
         nearest = np.where(nearer, c, nearest)
     return nearest
@@ -386,7 +403,8 @@ def fit_passive(channel: Channel, contract: Contract, data: PassiveData) -> Pass
                 )
             matvec.serve(channel, holder, kmeans.clusters, message)  # one vector a cluster
             centres = _told_centres(channel, kmeans.clusters, largest)
-            _compare(channel, kmeans, columns, centres, sender)
+            scores = (centres * UNIT) @ columns
+            _compare(kmeans, scores, _tell_reach(channel, scores), sender)
             channel.progress(steps, kmeans.max_steps, "steps at most")
     if message.steps != steps or not hmac.compare_digest(message.model_id, _model_id(channel, contract)):
         raise channel.misbehaved(Malformed, "named another model than this session's, or other steps than it took")
@@ -395,11 +413,25 @@ def fit_passive(channel: Channel, contract: Contract, data: PassiveData) -> Pass
     return PassiveResult(natural, steps, message.converged, bytes(message.model_id))
 
 
-def assign_passive(channel: Channel, contract: Contract, columns: F64, centres: I32) -> None:
-    """Serve the clusters of new rows; columns float64 (p_P, n) in the shared order, centres as in PassiveResult."""
+def assign_passive(channel: Channel, contract: Contract, scores: F64) -> Callable[[F64], None]:
+    """Begin to serve the clusters of new rows; :func:`end_assigning` ends it.
+
+    Args:
+        channel, contract: as for :func:`assign_active`.
+        scores: float64 (k, n), of every row of the shared order, in any order, the product of its standardised columns
+            with each centre.
+
+    Returns:
+        what serves a piece: its rows' scores float64 (k, m), in the shared order.
+    """
     channel.open(TABLE, "passive")
-    sender = transfer.open_sender(channel, most_transfers(contract, columns.shape[1], 1))
-    _compare(channel, settings_of(contract), columns, centres, sender)
+    sender = transfer.open_sender(channel, most_transfers(contract, scores.shape[1], 1))
+    reach = _tell_reach(channel, scores)
+    return lambda part: _compare(settings_of(contract), part, reach, sender)
+
+
+def end_assigning(channel: Channel) -> None:
+    """Wait until the active side has all clusters."""
     channel.receive(pb.KmeansDone)
 
 
@@ -422,15 +454,19 @@ def _told_centres(channel: Channel, clusters: int, largest: F64) -> I32:
     return centres.astype(np.int32)
 
 
-def _compare(channel: Channel, kmeans: Kmeans, columns: F64, centres: I32, sender: transfer.Sender) -> None:
-    """Steps 5 and 6: for every pair of clusters and every level, whether each row's part is below the level."""
-    rows, levels = columns.shape[1], kmeans.levels
-    scores = (centres * UNIT) @ columns
+def _tell_reach(channel: Channel, scores: F64) -> F64:
+    """Step 5: for each pair of clusters, how far the parts of any two rows differ; float64 (k(k-1)/2,)."""
     reach = products.rounded_up(
-        np.array([2 * np.abs(scores[c] - scores[w]).max(initial=0.0) for w, c in _pairs(len(centres))])
+        np.array([2 * np.abs(scores[c] - scores[w]).max(initial=0.0) for w, c in _pairs(len(scores))])
     )
     channel.send(pb.KmeansReach(values=reach.tolist()))
-    for (w, c), most in zip(_pairs(len(centres)), reach, strict=True):
+    return reach
+
+
+def _compare(kmeans: Kmeans, scores: F64, reach: F64, sender: transfer.Sender) -> None:
+    """Step 6: for every pair of clusters and every level, whether each row's part is below the level."""
+    rows, levels = scores.shape[1], kmeans.levels
+    for (w, c), most in zip(_pairs(len(scores)), reach, strict=True):
         share = 2 * (scores[w] - scores[c]) / most
         least = np.floor((share + 1) / 2 * (levels + 1)).astype(np.int16)
         bits = np.empty((levels, -(-rows // 8)), np.uint8)
