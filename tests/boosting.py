@@ -197,7 +197,7 @@ class Plain:
     features: Features
     noise: float = 0.0
 
-    def ask(self, requests: list[Request], nodes: int) -> Callable[[], np.ndarray]:
+    def ask(self, requests: list[Request], trees: int, nodes: int) -> Callable[[], np.ndarray]:
         if not requests:
             return lambda: np.zeros((0, int(self.features.sizes.sum()), 2), np.int64)
         return lambda: kernel.histograms(self.bins, self.features.sizes, [(r.values, r.rows) for r in requests])

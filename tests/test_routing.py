@@ -190,6 +190,49 @@ def test_padding_hides_the_shape_of_trees(parameters, per_round, signal, monkeyp
     assert (len(result.fit.forest.left) > 8 * result.fit.forest.trees) == signal
 
 
+@pytest.mark.parametrize("gamma", [0.0, 1.0, 20.0])
+@pytest.mark.parametrize("pad", [False, True])
+def test_the_codes_of_transfers_tell_the_level_alone(gamma, pad, monkeypatch):
+    """How many words a code has follows from the level and the splits named, so that it tells the peer nothing new."""
+    said: list[tuple[str, int]] = []
+    count, receive = matvec._count, transfer.Sender._receive
+
+    def counts(channel, query, *rest):
+        said.append(("level", 0))
+        return count(channel, query, *rest)
+
+    def receives(self, rows, options, blank):
+        words, columns = receive(self, rows, options, blank)
+        said.append(("words", words))
+        said.append(("options", options))
+        return words, columns
+
+    monkeypatch.setattr(matvec, "_count", counts)
+    monkeypatch.setattr(transfer.Sender, "_receive", receives)
+    case = Case(*mixed(400, seed=2), passive=4, trees=4, depth=4, gamma=gamma, pad_vectors=pad, routing="oblivious")
+    monkeypatch.setattr(boost.Peer, "round_done", tells(said, boost.Peer.round_done))
+    case.train()
+    level, ready = 0, 0
+    for k, (what, number) in enumerate(said):
+        if what == "round":
+            level = 0
+        elif what == "level":
+            ready, level = ready or 2 ** (1 + level), level + 1  # 1, 2, 4 and 8 splits and the blank option
+        elif what == "words":
+            due = 2 ** said[k + 1][1].bit_length()  # the options and the blank one
+            assert number == max(ready, due)
+            ready = 0
+    assert any(what == "words" for what, _ in said) or gamma == 20.0
+
+
+def tells(said: list[tuple[str, int]], honest: Callable[..., None]) -> Callable[..., None]:
+    def told(*given: Any) -> None:
+        said.append(("round", 0))
+        honest(*given)
+
+    return told
+
+
 @pytest.mark.parametrize("pad", [False, True])
 def test_rounds_without_the_peer_ask_it_nothing(pad):
     """Neither a query nor a split before the first round that uses it, padded or not."""

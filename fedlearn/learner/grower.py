@@ -71,10 +71,11 @@ class Passive(Protocol):
     features: Features
     noise: float
 
-    def ask(self, requests: list[Request], nodes: int) -> Callable[[], I64]:
+    def ask(self, requests: list[Request], trees: int, nodes: int) -> Callable[[], I64]:
         """Ask for sums over the peer's bins; what is returned waits for them, int64 (requests, R, V).
 
-        ``nodes`` is how many nodes full trees would ask about here, for a peer that is not to see fewer.
+        ``nodes`` is how many nodes each of so many ``trees`` would ask about here if it were full, for a peer that is
+        not to see fewer.
         """
 
     def route(self, routings: list[Routing]) -> tuple[list[int], list[U8]]:
@@ -193,7 +194,7 @@ def _learn(
         if any(_may_split(tree, c, boost, rules) for c in children)
     ]
     asking = [tree for tree in trees if len(tree.allowed) > len(own.sizes)]
-    for tree, parent, children, small in _sums(wanted, nodes * len(asking), bins, own, passive):
+    for tree, parent, children, small in _sums(wanted, len(asking), nodes, bins, own, passive):
         tree.known[children[0]], tree.draws[children[0]] = small, 1
         if len(children) == 2:
             tree.known[children[1]], tree.draws[children[1]] = tree.known[parent] - small, tree.draws[parent] + 1
@@ -215,12 +216,17 @@ def _learn(
 
 
 def _sums(
-    wanted: list[tuple[Tree, int, list[int]]], nodes: int, bins: U8, own: Features, passive: Passive | None
+    wanted: list[tuple[Tree, int, list[int]]],
+    trees: int,
+    nodes: int,
+    bins: U8,
+    own: Features,
+    passive: Passive | None,
 ) -> list[tuple[Tree, int, list[int], I64]]:
     """The smaller child's histogram of each family: own bins, then the peer's unless the tree does without."""
     requests = [Request(tree.values, tree.node, at[0], tree.rows[at[0]]) for tree, _, at in wanted]
     asking = [k for k, (tree, _, _) in enumerate(wanted) if len(tree.allowed) > len(own.sizes)]
-    answer = None if passive is None or not nodes else passive.ask([requests[k] for k in asking], nodes)
+    answer = None if passive is None or not trees else passive.ask([requests[k] for k in asking], trees, nodes)
     # The own bins are summed while the peer is at work.
     sums = list(kernel.histograms(bins, own.sizes, [(r.values, r.rows) for r in requests])) if requests else []
     if answer is not None:

@@ -529,27 +529,30 @@ class Peer:
         """Whether the own rows are those of the shared order, in its order."""
         return np.array_equal(self.position, np.arange(self.universe))
 
-    def ask(self, requests: list[Request], nodes: int) -> Callable[[], I64]:
-        """Ask for sums over the passive bins; empty nodes make up ``nodes`` if the trees' shapes are to be hidden."""
+    def ask(self, requests: list[Request], trees: int, nodes: int) -> Callable[[], I64]:
+        """Ask for sums over the passive bins; empty nodes make up ``nodes`` a tree if their shapes are to be hidden."""
         kinds = _kinds(self.contract)
-        asked = nodes if self.contract.boost.pad_vectors else len(requests)
+        asked = trees * nodes if self.contract.boost.pad_vectors else len(requests)
         if not asked:
             return lambda: np.zeros((0, int(self.features.sizes.sum()), kinds), np.int64)
         answer = self.querier.ask(self._vectors(requests, asked, kinds))
 
         def wait() -> I64:
-            self._prepare(requests)
+            self._prepare(requests, nodes)
             found = np.ascontiguousarray(answer().reshape(asked, kinds, -1).transpose(0, 2, 1))[: len(requests)]
             return self._mended(found, requests) if self.noise and requests else found
 
         return wait
 
-    def _prepare(self, requests: list[Request]) -> None:
-        """While the peer sums: what the first tree's rows will need to learn their sides at the splits to come."""
+    def _prepare(self, requests: list[Request], nodes: int) -> None:
+        """While the peer sums: what the first tree's rows will need to learn their sides at the splits to come.
+
+        The peer sees for how many splits it was made: as many as a full tree has here, so that it learns nothing of
+        this one's shape.
+        """
         if self.receiver is not None and requests:
-            first = [r for r in requests if r.values is requests[0].values]
-            most = 1 if first[0].leaf == 0 else 2 * len(first)  # one child of each pair was asked about
-            self.receiver.prepare(self.universe, min(most, _OPTIONS), blank=True)
+            single = requests[0].leaf == 0 or self.contract.boost.growth == "leaf"
+            self.receiver.prepare(self.universe, 1 if single else min(2 * nodes, _OPTIONS), blank=True)
 
     def _mended(self, sums: I64, requests: list[Request]) -> I64:
         """Noisy sums made consistent with what this side knows, with empty counts where the learner keeps counts."""
