@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 
+from fedlearn import PROTOCOL_VERSION
 from fedlearn.cli.main import run as command_line
 from fedlearn.errors import (
     BadCertificate,
@@ -350,7 +351,7 @@ def test_other_versions(make: Make) -> None:
     pair = make()
     newer = "import fedlearn; fedlearn.PROTOCOL_VERSION = 99; from party_b.launch import main; main()"
     ended = pair.run("train", commands={"bank": ["-c", newer]})
-    both_failed(pair, ended, VersionMismatch, "version 99", "version 1")
+    both_failed(pair, ended, VersionMismatch, "version 99", f"version {PROTOCOL_VERSION}")
 
 
 @pytest.mark.processes

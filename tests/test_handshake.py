@@ -137,7 +137,7 @@ def test_sides_set_up_differently(other: Side, error: type[FedlearnError], sente
 @pytest.mark.parametrize(
     ("changes", "error"),
     [
-        ({"protocol": 2, "contract_hash": b"", "role": "active"}, VersionMismatch),
+        ({"protocol": PROTOCOL_VERSION + 1, "contract_hash": b"", "role": "active"}, VersionMismatch),
         ({"contract_hash": b"\1" * 32, "job": "predict", "nonce": b""}, ContractMismatch),
         ({"contract_hash": b"short"}, Malformed),
         ({"party": "mallory\n"}, PeerUntrusted),

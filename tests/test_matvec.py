@@ -156,8 +156,9 @@ def test_large_queries_and_hints_go_in_pieces(at_once: int, blocks: int, monkeyp
 def test_a_block_is_made_when_it_is_due() -> None:
     """What makes its blocks itself gives the same as an array."""
     rng = np.random.default_rng(2)
-    matrix = example(rng, "indicator", 9 * N)
-    values = rng.integers(-9, 10, (5, 9 * N)).astype(np.int32)
+    samples = (lwe.PIECE_BLOCKS + 1) * N
+    matrix = example(rng, "indicator", samples)
+    values = rng.integers(-9, 10, (5, samples)).astype(np.int32)
     asked = []
 
     class Lazy:
@@ -170,7 +171,7 @@ def test_a_block_is_made_when_it_is_due() -> None:
 
     (sums,), _, _ = run(matrix, terms("lwe", 9, 5), Lazy())  # type: ignore[arg-type]
     np.testing.assert_array_equal(sums, plain(matrix, values))
-    assert sorted(range(9 * N)[places].start for _, places in asked) == [0, 7 * N]
+    assert sorted(range(samples)[places].start for _, places in asked) == [0, (lwe.PIECE_BLOCKS - 1) * N]
 
 
 @pytest.mark.parametrize("backend", ["lwe", "paillier"])
