@@ -30,8 +30,12 @@ def spread(work: Callable[[T], R], pieces: Iterable[T]) -> list[R]:
     todo = iter(range(len(pieces)))  # its steps are not interrupted: each number goes to one thread
 
     def some() -> None:
-        for i in todo:
-            results[i] = work(pieces[i])
+        try:
+            for i in todo:
+                results[i] = work(pieces[i])
+        except BaseException:
+            deque(todo, 0)  # nobody is to begin another piece
+            raise
 
     helpers = [_pool().submit(some) for _ in range(min(CORES, len(pieces)) - 1)]
     try:

@@ -203,10 +203,11 @@ def _learn(
     variance = np.zeros(len(both.sizes))
     if passive is not None:
         variance[len(own.sizes) :] = passive.noise**2
+    offsets = np.concatenate([[0], np.cumsum(both.sizes)])
     leaves = [(tree, c) for tree, _, children in wanted for c in children if _may_split(tree, c, boost, rules)]
 
     def search(item: tuple[Tree, int]) -> Candidate:
-        return _search(*item, own, both, rules, variance)
+        return _search(*item, both, offsets, rules, variance)
 
     for (tree, leaf), found in zip(leaves, spread(search, leaves), strict=True):
         if found.feature >= 0 and found.gain > max(boost.gamma, 1e-6):
@@ -241,22 +242,32 @@ def _may_split(tree: Tree, leaf: int, boost: Boost, rules: F64) -> bool:
     return bool(tree.totals[leaf][1] * tree.units[1] >= 2 * boost.min_child_weight)
 
 
-def _search(tree: Tree, leaf: int, own: Features, both: Features, rules: F64, variance: F64) -> Candidate:
-    features = both if len(tree.allowed) > len(own.sizes) else own
-    offsets = np.concatenate([[0], np.cumsum(features.sizes)])
+def _search(tree: Tree, leaf: int, both: Features, offsets: I64, rules: F64, variance: F64) -> Candidate:
+    """The best split of a leaf; ``offsets`` int64 (F + 1,), where each feature's bins start in its histogram."""
+    count = len(tree.allowed)  # own features come first, and a tree may do without the peer's
     mask = np.zeros(kernel.MASK, np.uint8)
     low, high = tree.bounds[leaf]
     sums = tree.known[leaf]
     noise = variance * tree.draws[leaf]
     gain, feature, g, h = kernel.best_split(
-        sums, offsets, features.ordered, features.monotone, tree.allowed, tree.units, rules, noise, low, high, mask
+        sums,
+        offsets[: count + 1],
+        both.ordered[:count],
+        both.monotone[:count],
+        tree.allowed,
+        tree.units,
+        rules,
+        noise,
+        low,
+        high,
+        mask,
     )
     if feature < 0:
         return Candidate(0.0, -1, mask)
-    whole = sums[: features.sizes[0], :2].sum(axis=0) * tree.units
+    whole = sums[: offsets[1], :2].sum(axis=0) * tree.units
     left = kernel.leaf_weight(g, h, *rules[:3], low, high)
     right = kernel.leaf_weight(whole[0] - g, whole[1] - h, *rules[:3], low, high)
-    return Candidate(gain, feature, mask, int(features.monotone[feature]), (left + right) / 2)
+    return Candidate(gain, feature, mask, int(both.monotone[feature]), (left + right) / 2)
 
 
 def _choose(tree: Tree, boost: Boost) -> list[int]:
