@@ -144,8 +144,8 @@ def _warm_up(channel: Channel, contract: Contract, role: str) -> None:
     """One small tree through the same channel, so that kernels are compiled or loaded before time is taken."""
     small = contract.model_copy(update={"boost": contract.boost.model_copy(update={"trees": 1, "folds": 0})})
     kinds = small.side(role).features
-    draws, label = np.random.default_rng(1), np.arange(300) % 2
-    columns = {  # numbers that tell something of the label, so that the tree splits on both sides
+    draws, label = np.random.default_rng(ROLES.index(role)), np.arange(300) % 2
+    columns = {  # numbers that tell something of the label, not the same on both sides, so that the tree splits on both
         name: draws.normal(label) if kind == "number" else draws.choice(["a", "b"], 300) for name, kind in kinds.items()
     }
     table = make_table([str(i) for i in range(300)], columns, kinds, label if role == "active" else None)
