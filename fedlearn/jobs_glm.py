@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from fedlearn.channel import Channel
 from fedlearn.contract import Contract, Data, Glm, Kind, Side
 from fedlearn.data import PartyTable, load_table, periods
-from fedlearn.data.design import Codes, Column, Design, Evidence, fit_codes, fit_design, unseen_in, warnings_of
+from fedlearn.data.design import Codes, Column, Design, Evidence, fit_codes, fit_design, unseen_in
 from fedlearn.data.table import Encode
 from fedlearn.errors import BadLabel, ColumnMissing, OverBudget
 from fedlearn.jobs_score import Found, Pieces, run_active, run_passive, write_rows, write_table
@@ -571,7 +571,7 @@ def _stability(share: LinearShare, table: PartyTable, rows: I64) -> Summary:
             found[column.name] = stability(
                 column.evidence.rows, np.bincount(group, minlength=len(column.evidence.rows))
             )
-    return ({"stability_index": found} if found else {}) | {"warnings": warnings_of(unseen_in(table, rows))}
+    return ({"stability_index": found} if found else {}) | {"warnings": unseen_in(table, rows)}
 
 
 def _reasons(own: Points, groups: list[NDArray[np.uint8]], theirs: linear.Reasons, codes: int) -> Found:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from fedlearn.channel import Channel
 from fedlearn.contract import Contract, Kmeans
 from fedlearn.data import PartyTable
-from fedlearn.data.design import fit_design, unseen_in, warnings_of
+from fedlearn.data.design import fit_design, unseen_in
 from fedlearn.errors import NoOverlap
 from fedlearn.jobs_score import Found, Pieces, run_active, run_passive, write_rows, write_table
 from fedlearn.models import cluster as shares
@@ -125,17 +125,15 @@ def encode(share: ClusterShare, table: PartyTable) -> dict[str, NDArray[Any]]:
 
     Returns:
         each of shape (n,): ``part <c>`` float64, for each cluster, of the active side its part of the squared distance
-        to the centre, of the passive side the product with the centre as the protocol told it; and ``unseen
-        <feature>`` bool, where a category's text is one that training never saw.
+        to the centre, of the passive side the product with the centre; and ``unseen <feature>`` bool, where a
+        category's text is one that training never saw.
     """
-    told = np.rint(share.centres / kmeans.UNIT) * kmeans.UNIT
-    parts = np.zeros((len(told), table.rows))
+    parts = np.zeros((len(share.centres), table.rows))
     for j, column in enumerate(share.design.columns):
         values = (column.raw(table) - column.mean) / column.scale
-        for c in range(len(told)):
-            parts[c] += values * told[c, j] if share.role == "passive" else (values - share.centres[c, j]) ** 2
-    unseen = {f"unseen {feature}": rows for feature, rows in share.design.strange(table).items()}
-    return {f"part {c}": part for c, part in enumerate(parts)} | unseen
+        for c, centre in enumerate(share.centres[:, j]):
+            parts[c] += values * centre if share.role == "passive" else (values - centre) ** 2
+    return {f"part {c}": part for c, part in enumerate(parts)} | share.design.flagged(table)
 
 
 def predict_active(
@@ -166,7 +164,7 @@ def predict_active(
 
     write_rows(path, len(rows), columns)
     counts = np.bincount(found[rows], minlength=len(share.centres)).tolist()
-    facts = {"rows_scored": len(rows), "rows_by_cluster": counts, "warnings": warnings_of(unseen_in(table, rows))}
+    facts = {"rows_scored": len(rows), "rows_by_cluster": counts, "warnings": unseen_in(table, rows)}
     return {"pieces": pieces.count, "pieces_from_before": pieces.done, **facts}
 
 
@@ -177,8 +175,7 @@ def predict_passive(
     serve = kmeans.assign_passive(channel, contract, _parts(share, table, order))
     before = run_passive(channel, pieces, order, lambda rows: serve(_parts(share, table, rows)))
     kmeans.end_assigning(channel)
-    facts = {"pieces": pieces.count, "pieces_from_before": before}
-    return facts | {"warnings": warnings_of(unseen_in(table, order))}
+    return {"pieces": pieces.count, "pieces_from_before": before, "warnings": unseen_in(table, order)}
 
 
 def _parts(share: ClusterShare, table: PartyTable, rows: I64) -> F64:

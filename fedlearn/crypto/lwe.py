@@ -51,7 +51,7 @@ LARGEST_FLOOD = 2.0**46
 #: A run may use the whole leakage budget, but only this share of it to save bytes on the wire.
 DROPPING_SHARE = 2.0**-4
 #: Ciphertexts travel in pieces of about so many bytes (a message that fits one frame is not copied) and at most so many
-#: blocks, so that both sides work at once and a piece stays in the cache.
+#: blocks, so that both sides work at once.
 PIECE_BYTES = (2 << 20) - (1 << 12)
 PIECE_BLOCKS = 16
 #: Leakage is held below this, in nats, whatever a contract allows: every signal is then below a fifth of the flood,

@@ -124,7 +124,7 @@ class Code:
                 np.bitwise_xor(out[x - 2**d - 1], out[2**d - 1], out=out[x - 1])
         return out
 
-    @cache  # noqa: B019 - there are no more codes than bits in a byte
+    @cache  # noqa: B019 - of few codes, and small
     def words(self, options: int) -> U8:
         """The words of options 0, 1, ...: bits, uint8 (options, length). Not to be changed."""
         columns = self.columns(np.arange(options, dtype=np.uint8))

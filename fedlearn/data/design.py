@@ -195,7 +195,11 @@ class Design:
 
     def unseen(self, table: PartyTable) -> list[str]:
         """Warnings about texts of categories that training never saw: they count as missing."""
-        return warnings_of({feature: int(rows.sum()) for feature, rows in self.strange(table).items()})
+        return _warnings({feature: int(rows.sum()) for feature, rows in self.strange(table).items()})
+
+    def flagged(self, table: PartyTable) -> dict[str, npt.NDArray[np.bool_]]:
+        """:meth:`strange` as a table to score keeps it: ``unseen <feature>``, for :func:`unseen_in`."""
+        return {_UNSEEN + feature: rows for feature, rows in self.strange(table).items()}
 
     def strange(self, table: PartyTable) -> dict[str, npt.NDArray[np.bool_]]:
         """By category, the rows whose text training never saw, bool (n,)."""
@@ -234,18 +238,18 @@ class Design:
         return design
 
 
-def warnings_of(strange: Mapping[str, int]) -> list[str]:
+_UNSEEN = "unseen "  # among what a table to score is encoded to
+
+
+def _warnings(strange: Mapping[str, int]) -> list[str]:
     """In words, how many rows of each category have a text that training never saw."""
     return [f"column {f!r} has texts that training never saw in {n} row(s)" for f, n in strange.items() if n]
 
 
-def unseen_in(table: PartyTable, rows: I64) -> dict[str, int]:
-    """By category, how many of some rows of a table encoded for scoring have a text that training never saw."""
-    return {
-        name.removeprefix("unseen "): int(values[rows].sum())
-        for name, values in table.encoded.items()
-        if name.startswith("unseen ")
-    }
+def unseen_in(table: PartyTable, rows: I64) -> list[str]:
+    """As :meth:`Design.unseen`, for some rows of a table encoded for scoring."""
+    flags = {name: values for name, values in table.encoded.items() if name.startswith(_UNSEEN)}
+    return _warnings({name.removeprefix(_UNSEEN): int(values[rows].sum()) for name, values in flags.items()})
 
 
 def fit_design(

@@ -75,7 +75,7 @@ class LinearShare:
         for found, amounts in spread(part, range(len(self.design.columns))):
             encoded["eta"] += amounts
             encoded |= found
-        return encoded | {f"unseen {feature}": rows for feature, rows in self.design.strange(table).items()}
+        return encoded | self.design.flagged(table)
 
     @property
     def raw(self) -> tuple[F64, float]:

@@ -12,8 +12,8 @@ One set-up serves all the calls of a session; s may differ from call to call.
 All of 2 but the code words can be made before the choices are known, while the receiver waits for something else.
 
 The receiver learns the chosen bits and no others; where a call has a *blank* option, a row that chooses it gets no bit
-at all. The sender learns the number of rows and options, which both knew before. A row costs 16 bytes up for 2 options,
-24 for up to 4, then 28, 30, 31 and at most 32, and s/8 bytes down.
+at all. The sender learns the number of rows and options, which both knew before, and how many options were prepared
+for. A row costs 16 bytes up for 2 options, 24 for up to 4, then 28, 30, 31 and at most 32, and s/8 bytes down.
 
 Both sides must be semi-honest: a receiver that sends rows which are not code words could find Δ, and with it every bit
 of every row (see :mod:`fedlearn.crypto.ot`). The number of rows is bounded by the caller.
