@@ -88,7 +88,7 @@ def services(pair: Pair) -> Iterator[dict[str, Process]]:
 def lender(pair: Pair, caller: str = "bank") -> Iterator[Client]:
     """A client of the bank's service, with the certificate of ``caller``."""
     tls: Tls = load_party(pair.party_file(caller)).tls
-    client = Client(pair.settings["bank"]["service"]["listen"], tls, caller, "bank", "Score")
+    client = Client(pair.settings["bank"]["service"]["listen"], tls, caller, "bank", "Scores")
     try:
         yield client
     finally:

@@ -184,6 +184,7 @@ def message_types():
 
 def test_every_message_has_a_ledger_entry():
     framing = {"Frame", "Chunk", "Heartbeat", "Abort"}  # how messages travel; described in SECURITY.md
+    framing |= {"Asked", "Answered"}  # how requests of services travel
     framing |= {"ScoreRequest", "ScoreReply"}  # between the active side and its own systems
     entered = {m.name for table in tables() for m in table.messages}
     assert {t.DESCRIPTOR.name for t in message_types()} - framing == entered

@@ -73,7 +73,7 @@ def straight(pair: Pair) -> Iterator[Client]:
         load_party(pair.party_file("bank")).tls,
         "bank",
         "platform",
-        "Part",
+        "Parts",
     )
     try:
         yield client
@@ -155,7 +155,7 @@ def spoil(pair: Pair, client: Client, applicant: str) -> None:
     """In the platform's place answers something that is too short, then bytes that are no message."""
     answers = [sealed_pb.SealedAnswer(hint=bytes(8), word=bytes(8)).SerializeToString(), b"\xff"]
     listen, tls = pair.settings["platform"]["service"]["listen"], load_party(pair.party_file("platform")).tls
-    server = Server(listen, tls, "platform", "Part", lambda _caller, _raw: answers[0], 2)
+    server = Server(listen, tls, "platform", "Parts", lambda _caller, _raw: answers[0], 2, ("bank",))
     server.start()
     wait_for(lambda: outcome(client, applicant) == "peer-misbehaved")
     answers.pop(0)

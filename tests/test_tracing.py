@@ -76,13 +76,13 @@ def side(prepared: dict[str, Path], party: str, to_peer: bool) -> Iterator[Side]
         audit = AuditLog(prepared[party].parent / "traced.jsonl", party, own.tls.key)
         stack.callback(audit.close)
         if party == "active":
-            peer = Client(str(own.service.peer), own.tls, party, "passive", "Part", tracer)
+            peer = Client(str(own.service.peer), own.tls, party, "passive", "Parts", tracer)
             stack.callback(peer.close)
             answer: Any = Deciding(contract, own.service, models, store, audit, peer, Metrics()).answer
         else:
             answer = Answering(contract, party, own.service, models, store, audit).answer
-        method = "Score" if party == "active" else "Part"
-        server = Server(own.service.listen, own.tls, party, method, answer, 2, ("active",), tracer)
+        stream, call = ("Scores", "Score") if party == "active" else ("Parts", "")
+        server = Server(own.service.listen, own.tls, party, stream, answer, 2, ("active",), tracer, call=call)
         stack.callback(lambda: server.drain(1))
         stack.callback(tracer.close)
         server.start()
@@ -92,7 +92,7 @@ def side(prepared: dict[str, Path], party: str, to_peer: bool) -> Iterator[Side]
 @contextmanager
 def both(prepared: dict[str, Path], to_peer: bool) -> Iterator[tuple[Side, Side, Client]]:
     with side(prepared, "passive", to_peer) as passive, side(prepared, "active", to_peer) as active:
-        client = Client(active.service.listen, active.tls, "active", "active", "Score")
+        client = Client(active.service.listen, active.tls, "active", "active", "Scores")
         try:
             yield active, passive, client
         finally:
@@ -195,7 +195,7 @@ def test_reflection_is_for_callers(prepared: dict[str, Path], monkeypatch: pytes
             base = ProtoReflectionDescriptorDatabase(open_channel)
             assert set(base.get_services()) >= {"fedlearn.v1.Serving", "grpc.health.v1.Health"}
             found = base.FindFileContainingSymbol("fedlearn.v1.Serving")
-            assert {method.name for method in found.service[0].method} == {"Score", "Part"}
+            assert {method.name for method in found.service[0].method} == {"Score", "Scores", "Parts"}
             assert {message.name for message in found.message_type} >= {"ScoreRequest", "ScoreReply"}
             raw = open_channel.stream_stream("/grpc.reflection.v1.ServerReflection/ServerReflectionInfo")
             held = raw(iter(lambda: time.sleep(0.05) or b"\x3a\x00", None))  # list_services for ever

@@ -1,4 +1,4 @@
-"""The yardstick of ``fedlearn bench serve``: the same connections, threads and hops with nothing behind them.
+"""The yardstick of ``fedlearn bench serve``: the same streams, threads and hops with nothing behind them.
 
 ``python -m fedlearn.bench.echo --party FILE`` serves as ``fedlearn serve`` does, but the passive side sends back what
 it was sent, and the active side passes it on. What it takes is what gRPC, TLS and the operating system take.
@@ -24,13 +24,15 @@ def serve(file: Path, stop: threading.Event) -> None:
         raise BadConfig(f"{file} has no [service]")
     client = None
     if service.peer is not None:
-        client = Client(service.peer, party.tls, party.party, contract.passive.name, "Part")
+        client = Client(service.peer, party.tls, party.party, contract.passive.name, "Parts")
 
     def answer(caller: str, raw: bytes) -> bytes:
         return raw if client is None else client.ask(raw, 10.0)
 
-    method = "Part" if client is None else "Score"
-    server = Server(service.listen, party.tls, party.party, method, answer, service.workers)
+    stream, call, callers = "Scores", "Score", tuple(service.callers)
+    if client is None:
+        stream, call, callers = "Parts", "", (contract.active.name,)
+    server = Server(service.listen, party.tls, party.party, stream, answer, service.workers, callers, call=call)
     server.start()
     log("ready", party=party.party)
     stop.wait()

@@ -17,7 +17,8 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import date
@@ -38,6 +39,7 @@ from fedlearn.contract import (
     Glm,
     Key,
     Label,
+    PartyFile,
     Scorecard,
     Serving,
     Side,
@@ -54,8 +56,9 @@ from fedlearn.models import share as trees
 from fedlearn.models.forest import Forest
 from fedlearn.protocols.serve_sealed import agree
 from fedlearn.service import audit
+from fedlearn.service.common import Refusal
 from fedlearn.service.registry import open_registry
-from fedlearn.service.rpc import Client
+from fedlearn.service.rpc import Client, Stream
 from fedlearn.v1 import serve_pb2 as pb
 
 _ROWS, _FEATURES, _BINS = 20_000, 15, 32
@@ -76,6 +79,7 @@ class Setting:
     mode: Literal["plain", "sealed"] = "plain"
     tells: Literal["score", "band"] = "score"
     model: str = "trees"
+    calls: Literal["streams", "single"] = "streams"
 
 
 def measure(setting: Setting) -> dict[str, Any]:
@@ -90,12 +94,11 @@ def measure(setting: Setting) -> dict[str, Any]:
         bare = _bare(files, setting)
         running = {party: stack.enter_context(_service(files[party])) for party in PARTIES[::-1]}
         own = load_party(files["active"])
-        client = Client(str(own.service and own.service.listen), own.tls, "active", "active", "Score")
-        stack.callback(client.close)
-        _load(client, 200.0, _WARM_UP, "warm")
+        lender = stack.enter_context(_lender(own, setting))
+        _load(lender, 200.0, _WARM_UP, "warm")
         before = {party: _cpu_seconds(pid) for party, pid in running.items()}
         mine = time.process_time()
-        found = _load(client, setting.rate, round(setting.rate * setting.seconds), "load")
+        found = _load(lender, setting.rate, round(setting.rate * setting.seconds), "load")
         mine = time.process_time() - mine
         used = {party: _cpu_seconds(pid) - before[party] for party, pid in running.items()}
         found |= {f"cpu_ms_{party}": round(1000 * used[party] / found["requests"], 3) for party in PARTIES}
@@ -104,7 +107,8 @@ def measure(setting: Setting) -> dict[str, Any]:
         found["cpu_ms_load"] = round(1000 * mine / found["requests"], 3)
         agreed = audit.agree(folder / "active" / "audit.jsonl", folder / "passive" / "audit.jsonl")
     return {
-        "mode": setting.mode, "tells": setting.tells, "model": setting.model, "trees": setting.trees,
+        "mode": setting.mode, "calls": setting.calls, "tells": setting.tells, "model": setting.model,
+        "trees": setting.trees,
         "depth": setting.depth, "rate": setting.rate, "seconds": setting.seconds, **found, **bare,
         "in_both_logs": agreed["scored"],
     }  # fmt: skip
@@ -115,11 +119,10 @@ def _bare(files: dict[str, Path], setting: Setting) -> dict[str, Any]:
     with ExitStack() as stack:
         running = {p: stack.enter_context(_service(files[p], "fedlearn.bench.echo")) for p in PARTIES[::-1]}
         own = load_party(files["active"])
-        client = Client(str(own.service and own.service.listen), own.tls, "active", "active", "Score")
-        stack.callback(client.close)
-        _load(client, 200.0, _WARM_UP, "warm")
+        lender = stack.enter_context(_lender(own, setting))
+        _load(lender, 200.0, _WARM_UP, "warm")
         before = {party: _cpu_seconds(pid) for party, pid in running.items()}
-        found = _load(client, setting.rate, round(setting.rate * min(setting.seconds, _YARDSTICK)), "load")
+        found = _load(lender, setting.rate, round(setting.rate * min(setting.seconds, _YARDSTICK)), "load")
         used = {party: _cpu_seconds(pid) - before[party] for party, pid in running.items()}
     spent = {f"yardstick_cpu_ms_{p}": round(1000 * used[p] / found["requests"], 3) for p in PARTIES}
     return {f"yardstick_{name}": found[name] for name in ("p50_ms", "p99_ms", "achieved_rate")} | spent
@@ -133,7 +136,56 @@ def _traffic(folder: Path, contract: Contract) -> dict[str, Any]:
     return dict(zip(("bytes_up", "bytes_down"), at.traffic, strict=True)) | {"log2_kl_nats_of_all": math.log2(leaked)}
 
 
-def _load(client: Client, rate: float, count: int, name: str) -> dict[str, Any]:
+#: Sends a request and goes on; what it is given is told, in another thread, whether the request was answered.
+Lender = Callable[[bytes, Callable[[bool], None]], None]
+
+
+@contextmanager
+def _lender(own: PartyFile, setting: Setting) -> Iterator[Lender]:
+    """The lender's own system: it asks over a few streams, or makes a call for each request."""
+    client = Client(str(own.service and own.service.listen), own.tls, "active", "active", "Scores")
+    streams = [_Pipeline(client.stream()) for _ in range(_WORKERS if setting.calls == "streams" else 0)]
+
+    def over_streams(raw: bytes, done: Callable[[bool], None]) -> None:
+        min(streams, key=lambda pipeline: len(pipeline.due)).send(raw, done)
+
+    def single(raw: bytes, done: Callable[[bool], None]) -> None:
+        client.call("Score", raw, 10.0, done)
+
+    try:
+        yield over_streams if streams else single
+    finally:
+        for pipeline in streams:
+            pipeline.stream.end()
+        client.close()
+
+
+class _Pipeline:
+    """A stream on which requests follow each other without waiting for answers."""
+
+    def __init__(self, stream: Stream) -> None:
+        self.stream, self.due = stream, deque[Callable[[bool], None]]()
+        threading.Thread(target=self._read, daemon=True).start()
+
+    def send(self, raw: bytes, done: Callable[[bool], None]) -> None:
+        self.due.append(done)
+        self.stream.put(raw)
+
+    def _read(self) -> None:
+        while True:
+            try:
+                self.stream.take()
+                answered = True
+            except Refusal:
+                answered = False
+            if not answered and not self.stream.open:
+                break
+            self.due.popleft()(answered)
+        while self.due:
+            self.due.popleft()(False)
+
+
+def _load(lender: Lender, rate: float, count: int, name: str) -> dict[str, Any]:
     times, failed = np.full(count, np.nan), [0]
     ended = threading.Semaphore(0)
     start = time.perf_counter() + 0.05
@@ -152,7 +204,7 @@ def _load(client: Client, rate: float, count: int, name: str) -> dict[str, Any]:
                 failed[0] += 1
             ended.release()
 
-        client.begin(request.SerializeToString(), 10.0, done)
+        lender(request.SerializeToString(), done)
 
     for n in range(count):
         time.sleep(max(0.0, start + n / rate - time.perf_counter()))

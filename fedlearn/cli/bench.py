@@ -244,6 +244,7 @@ def serve(
     seconds: Annotated[float, typer.Option(min=0.1, help="how long")] = 10.0,
     trees: Annotated[int, typer.Option(min=1, help="trees of the model")] = 100,
     depth: Annotated[int, typer.Option(min=1, max=12, help="their depth")] = 5,
+    calls: Annotated[str, typer.Option(help="how the load asks: over streams, or in single calls")] = "streams",
     as_json: Json = False,
 ) -> None:
     """Online scoring, both services as processes over mutual TLS, the load on the same machine.
@@ -257,4 +258,7 @@ def serve(
         raise OwnMistake(f"--mode {mode} --tells {tells} is not plain, sealed, or sealed with the band alone")
     if model not in ("trees", "scorecard") or (mode, tells, model) == ("sealed", "score", "scorecard"):
         raise OwnMistake(f"--model {model} is not trees or scorecard; sealed, a scorecard tells the band alone")
-    _show("online scoring", bench.measure(bench.Setting(rate, seconds, trees, depth, mode, tells, model)), as_json)  # type: ignore[arg-type]
+    if calls not in ("streams", "single"):
+        raise OwnMistake(f"--calls {calls} is not streams or single")
+    setting = bench.Setting(rate, seconds, trees, depth, mode, tells, model, calls)  # type: ignore[arg-type]
+    _show("online scoring", bench.measure(setting), as_json)

@@ -67,7 +67,7 @@ def serve(party: PartyFile, stop: threading.Event) -> None:
         stack.callback(audit.close)
         client = None
         if role == "active":
-            client = Client(str(service.peer), party.tls, party.party, contract.passive.name, "Part", tracer)
+            client = Client(str(service.peer), party.tls, party.party, contract.passive.name, "Parts", tracer)
             stack.callback(client.close)
             deciding = SealedDeciding if sealed else Deciding
             answer: Answer = deciding(contract, service, models, store, audit, client, metrics).answer
@@ -75,9 +75,11 @@ def serve(party: PartyFile, stop: threading.Event) -> None:
             answering = SealedAnswering if sealed else Answering
             answer = answering(contract, party.party, service, models, store, audit).answer
         answer = _counted(answer, metrics)
-        method = "Score" if role == "active" else "Part"
+        stream, call = ("Scores", "Score") if role == "active" else ("Parts", "")
         callers = tuple(service.callers) if role == "active" else (contract.active.name,)
-        server = Server(service.listen, party.tls, party.party, method, answer, service.workers, callers, tracer)
+        server = Server(
+            service.listen, party.tls, party.party, stream, answer, service.workers, callers, tracer, call=call
+        )
         context = None
         if service.http is not None:
             context = tls_context(party.tls, party.party)

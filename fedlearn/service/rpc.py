@@ -1,24 +1,36 @@
-"""The services over gRPC with mutual TLS: a server of single calls, and the kept connection to the other party's.
+"""The services over gRPC with mutual TLS: a server of streams and single calls, and kept streams to the other party's.
 
-A refusal becomes a gRPC status with its sentence for details and its own name in the trailing metadata
-(``fedlearn-status``). ``grpc.health.v1.Health/Check`` answers as the standard has it, and server reflection tells those
-who may ask for scores what can be asked, so that grpcurl needs no proto files. Certificates that are replaced on
-disk are used from the next connection on, so that they are rotated without a pause.
+A call of its own for each request costs half as much again as a message on a stream that is open, so both sides and
+callers with many requests use streams (docs/decisions/0036-streams.md). A stream is answered in its order, one request
+at a time; several are answered at once on several streams.
+
+On a stream a refusal is an ``Answered`` with its name and sentence; of a call it becomes a gRPC status with the
+sentence for details and the name in the trailing metadata (``fedlearn-status``). ``grpc.health.v1.Health/Check``
+answers as the standard has it, and server reflection tells those who may ask for scores what can be asked, so that
+grpcurl needs no proto files. Certificates that are replaced on disk are used from the next connection on, so that they
+are rotated without a pause.
 """
 
 from __future__ import annotations
 
+import math
 import os
 import threading
+import time
 from collections.abc import Callable, Collection, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from queue import SimpleQueue
 from typing import Any
+
+from google.protobuf.message import DecodeError
 
 from fedlearn.contract import Tls
 from fedlearn.errors import BadConfig, FedlearnError
 from fedlearn.keys import check_own
 from fedlearn.service.common import MOST_BYTES, STATUSES, Refusal, log
 from fedlearn.service.tracing import HEADER, OFF, Tracer
+from fedlearn.v1 import serve_pb2 as pb
 
 os.environ.setdefault("GRPC_VERBOSITY", "NONE")
 import grpc
@@ -31,8 +43,10 @@ SERVICE = "fedlearn.v1.Serving"
 _HEALTH = "grpc.health.v1.Health"
 _REFLECTION = ("grpc.reflection.v1.ServerReflection", reflection.SERVICE_NAME)  # of the same messages
 _REFLECTING = 10.0  # seconds after which a stream of questions is ended; there is one at a time
-_WAITING = 256  # requests that may wait for a thread; more are refused at once
+_WAITING = 256  # requests that may wait for their turn; more are refused at once
+_STREAMS = 256  # a client keeps at most so many; a server takes twice as many, since those of an old certificate linger
 _STATUS = "fedlearn-status"
+_AWAY = "the server cannot be reached"
 _SAN = "x509_subject_alternative_name"
 _OPTIONS: list[tuple[str, Any]] = [
     ("grpc.max_send_message_length", 16 * MOST_BYTES),
@@ -54,15 +68,25 @@ _CLIENT_OPTIONS = [
 
 
 class Server:
-    """Serves one method, health, and reflection."""
+    """Serves one kind of request, health, and reflection."""
 
     def __init__(
-        self, address: str, tls: Tls, me: str, method: str, answer: Answer, workers: int,
-        callers: Collection[str] = (), tracer: Tracer = OFF,
+        self, address: str, tls: Tls, me: str, stream: str, answer: Answer, workers: int, callers: Collection[str],
+        tracer: Tracer = OFF, *, call: str = "",
     ) -> None:  # fmt: skip
-        """Bind ``address``; :meth:`start` serves ``/fedlearn.v1.Serving/<method>``.
+        """Bind ``address``; :meth:`start` serves ``/fedlearn.v1.Serving/<stream>``, and ``<call>`` if there is one.
 
-        ``callers`` are the names that reflection answers; ``answer`` decides by itself whom it answers.
+        Args:
+            address: host:port.
+            tls: this party's certificate and key, and the authority.
+            me: the name in this party's certificate.
+            stream: method whose requests come on streams.
+            answer: gives the answer to a caller's request, or raises Refusal; of single calls it decides whom it
+                answers.
+            workers: how many requests are answered at once; others wait.
+            callers: the names that may open streams and ask what can be asked.
+            tracer: of the spans of requests.
+            call: method of single calls with the same requests.
 
         Raises:
             BadConfig: the address cannot be bound.
@@ -70,11 +94,16 @@ class Server:
         """
         self._answer, self.serving, self._tls, self._me = answer, False, tls, me
         self._stamp, self._callers, self._tracer = stamp(tls), callers, tracer
+        self._turns, self._streams = _Turns(workers), _Streams()
         self._reflection = reflection.ReflectionServicer((SERVICE, _HEALTH, *_REFLECTION))
         self._reflecting = threading.BoundedSemaphore(1)
+        methods = {stream: grpc.stream_stream_rpc_method_handler(self._converse)}
+        if call:
+            methods[call] = grpc.unary_unary_rpc_method_handler(self._handle)
+        health = {"Check": grpc.unary_unary_rpc_method_handler(self._health)}
         handlers = [
-            grpc.method_handlers_generic_handler(service, {name: grpc.unary_unary_rpc_method_handler(handle)})
-            for service, name, handle in ((SERVICE, method, self._handle), (_HEALTH, "Check", self._health))
+            grpc.method_handlers_generic_handler(service, served)
+            for service, served in ((SERVICE, methods), (_HEALTH, health))
         ]
         reflect = grpc.stream_stream_rpc_method_handler(
             self._reflect,
@@ -85,8 +114,11 @@ class Server:
             grpc.method_handlers_generic_handler(service, {"ServerReflectionInfo": reflect}) for service in _REFLECTION
         ]
         options = [*_OPTIONS, ("grpc.so_reuseport", 0), ("grpc.server_handshake_timeout_ms", 10_000)]
-        pool = ThreadPoolExecutor(workers, thread_name_prefix="serve")
-        self._server = grpc.server(pool, handlers=handlers, options=options, maximum_concurrent_rpcs=workers + _WAITING)
+        threads = workers + 2 * _STREAMS * len(callers)  # an open stream holds one, which mostly sleeps
+        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="serve")
+        self._server = grpc.server(
+            self._pool, handlers=handlers, options=options, maximum_concurrent_rpcs=threads + _WAITING
+        )
         credentials = grpc.dynamic_ssl_server_credentials(
             self._configuration(), self._fetch, require_client_authentication=True
         )
@@ -105,7 +137,10 @@ class Server:
     def drain(self, seconds: float) -> None:
         """Refuse new requests, and wait for those under way."""
         self.serving = False
-        self._server.stop(seconds).wait()
+        stopped = self._server.stop(seconds)
+        self._streams.end()
+        stopped.wait()
+        self._pool.shutdown(wait=False)  # gRPC leaves it to its owner
 
     def _configuration(self) -> Any:
         check_own(self._tls, self._me)
@@ -129,11 +164,44 @@ class Server:
     def _handle(self, raw: bytes, context: grpc.ServicerContext) -> bytes:
         parent = next((str(value) for name, value in context.invocation_metadata() if name == HEADER), "")
         try:
-            with self._tracer.span("request", parent):
+            with self._turns, self._tracer.span("request", parent):
                 return self._answer(_caller(context), raw)
         except Refusal as refusal:
             _abort(context, refusal)
         raise AssertionError  # abort raises
+
+    def _converse(self, raws: Iterator[bytes], context: grpc.ServicerContext) -> Iterator[bytes]:
+        """The requests of one stream. It holds a thread for as long as it is open: hence the bound."""
+        caller = _caller(context)
+        try:
+            if caller not in self._callers:
+                raise Refusal("not-a-caller", "nobody of this name may ask")
+            self._streams.open(context, caller)
+        except Refusal as refusal:
+            log("refused", caller=caller[:63], status=refusal.status)
+            _abort(context, refusal)
+        try:
+            for raw in raws:
+                if not self._streams.is_at_work(context, True):
+                    return
+                yield self._answered(caller, raw)
+                if not self._streams.is_at_work(context, False):
+                    return
+        finally:
+            self._streams.close(context)
+
+    def _answered(self, caller: str, raw: bytes) -> bytes:
+        try:
+            asked = pb.Asked.FromString(raw)
+        except DecodeError:
+            return pb.Answered(status="malformed", sentence="the message is no Asked").SerializeToString()
+        answered = pb.Answered(number=asked.number)
+        try:
+            with self._turns, self._tracer.span("request", asked.traceparent):
+                answered.reply = self._answer(caller, asked.request)
+        except Refusal as refusal:
+            answered.status, answered.sentence = refusal.status, str(refusal)
+        return answered.SerializeToString()
 
     def _reflect(self, requests: Iterator[Any], context: grpc.ServicerContext) -> Iterator[Any]:
         """What grpcurl asks. A stream holds one of the threads that answer requests: hence the bounds."""
@@ -167,8 +235,155 @@ def _abort(context: grpc.ServicerContext, refusal: Refusal) -> None:
     context.abort(getattr(grpc.StatusCode, STATUSES[refusal.status][0]), str(refusal))
 
 
+class _Turns:
+    """So many requests at work at once; entered by each, and left. Raises Refusal when too many wait already."""
+
+    def __init__(self, workers: int) -> None:
+        self._free, self._lock, self._waiting = threading.Semaphore(workers), threading.Lock(), 0
+
+    def __enter__(self) -> None:
+        if self._free.acquire(blocking=False):
+            return
+        with self._lock:
+            if self._waiting >= _WAITING:
+                raise Refusal("too-many", f"{_WAITING} requests wait already")
+            self._waiting += 1
+        self._free.acquire()
+        with self._lock:
+            self._waiting -= 1
+
+    def __exit__(self, *_: object) -> None:
+        self._free.release()
+
+
+class _Streams:
+    """The open streams of a server: whose they are, and whether a request of theirs is at work."""
+
+    def __init__(self) -> None:
+        self._lock, self._ended = threading.Lock(), False
+        self._open: dict[grpc.ServicerContext, tuple[str, bool]] = {}
+
+    def open(self, context: grpc.ServicerContext, caller: str) -> None:
+        """Enter a stream. Raises Refusal when the caller has too many."""
+        with self._lock:
+            if sum(whose == caller for whose, _ in self._open.values()) >= 2 * _STREAMS:
+                raise Refusal("too-many", f"more than {2 * _STREAMS} streams of one caller")
+            self._open[context] = (caller, False)
+
+    def is_at_work(self, context: grpc.ServicerContext, at_work: bool) -> bool:
+        """Enter whether a stream's request is at work; returns whether the stream is to go on."""
+        with self._lock:
+            self._open[context] = (self._open[context][0], at_work)
+            return not self._ended
+
+    def close(self, context: grpc.ServicerContext) -> None:
+        """A stream has ended."""
+        with self._lock:
+            del self._open[context]
+
+    def end(self) -> None:
+        """End every stream: those at work after their answer, the others now."""
+        with self._lock:
+            self._ended = True
+            idle = [context for context, (_, at_work) in self._open.items() if not at_work]
+        for context in idle:
+            context.cancel()
+
+
+class Stream:
+    """The asking end of a stream. Answers come in the order of requests."""
+
+    def __init__(self, channel: Any, method: str) -> None:
+        """Opens with its first request, on a gRPC channel."""
+        self._requests: SimpleQueue[bytes | None] = SimpleQueue()
+        self.channel, self.late = channel, False
+        self._sent = self._taken = 0
+        self._call: Any = channel.stream_stream(f"/{SERVICE}/{method}")(iter(self._requests.get, None))
+
+    @property
+    def open(self) -> bool:
+        """Whether it has not ended."""
+        return bool(self._call.is_active())
+
+    @property
+    def idle(self) -> bool:
+        """Whether it has not ended, and every request has its answer."""
+        return self._sent == self._taken and self.open
+
+    def put(self, raw: bytes, traceparent: str = "") -> None:
+        """Send a request."""
+        self._sent += 1
+        asked = pb.Asked(request=raw, number=self._sent, traceparent=traceparent)
+        self._requests.put(asked.SerializeToString())
+
+    def take(self) -> bytes:
+        """The next answer. Raises Refusal: the server's, or because the stream broke or is broken off."""
+        try:
+            answered = pb.Answered.FromString(next(self._call))
+        except StopIteration:
+            raise Refusal("peer-unavailable", _AWAY) from None
+        except grpc.RpcError as error:
+            raise _refusal(error) from None
+        except DecodeError:
+            self.end()
+            raise Refusal("peer-misbehaved", "the server sent what is no Answered") from None
+        if answered.number != self._taken + 1:  # or one applicant's answer might be taken for another's
+            self.end()
+            raise Refusal("peer-misbehaved", "the server's answers are not in the order of the requests")
+        self._taken += 1
+        if answered.status:
+            raise _named(answered.status, answered.sentence)
+        return answered.reply
+
+    def end(self) -> None:
+        """End it now; whoever waits for an answer gets an error."""
+        self._requests.put(None)  # ends gRPC's thread that waits for requests
+        self._call.cancel()
+
+
+class _Watch:
+    """Ends streams whose answer is late. gRPC has a deadline for a whole stream only."""
+
+    def __init__(self) -> None:
+        self._changed, self._due = threading.Condition(), dict[Stream, float]()
+        self._look, self._last, self._closed = math.inf, 0.0, False
+        threading.Thread(target=self._run, name="watch", daemon=True).start()
+
+    def begin(self, stream: Stream, end: float) -> None:
+        """An answer is due by this moment of the monotonic clock."""
+        with self._changed:
+            self._due[stream], self._last = end, end
+            if end < self._look:
+                self._changed.notify()
+
+    def end(self, stream: Stream) -> None:
+        """The answer is there, or is not to be had."""
+        with self._changed:
+            self._due.pop(stream, None)
+
+    def close(self) -> None:
+        """End the thread."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify()
+
+    def _run(self) -> None:
+        with self._changed:
+            while not self._closed:
+                now = time.monotonic()
+                for stream in [stream for stream, end in self._due.items() if end <= now]:
+                    del self._due[stream]
+                    stream.late = True
+                    stream.end()
+                # Until the last request's moment, even if it is answered: then quick answers at a steady rate wake this
+                # thread once in so long, not with each request.
+                later = self._last if self._last > now else math.inf
+                self._look = min(self._due.values(), default=later)
+                self._changed.wait(None if self._look == math.inf else self._look - now)
+
+
 class Client:
-    """A kept connection to a :class:`Server`; it comes back by itself."""
+    """Kept streams to a :class:`Server`, one for each request under way; they come back by themselves."""
 
     def __init__(self, address: str, tls: Tls, me: str, peer: str, method: str, tracer: Tracer = OFF) -> None:
         """Connects at the first request.
@@ -178,7 +393,7 @@ class Client:
             tls: this party's certificate and key, and the authority.
             me: the name in this party's certificate.
             peer: the name that the server's certificate must carry.
-            method: of ``fedlearn.v1.Serving``.
+            method: of ``fedlearn.v1.Serving``, whose requests come on streams.
             tracer: of the spans of questions.
 
         Raises:
@@ -188,11 +403,13 @@ class Client:
         self._channel: Any = None
         self._tracer = tracer
         self._stamp: tuple[int, ...] = ()
-        self._lock = threading.Lock()
+        self._idle: list[Stream] = []  # the last that was used is the first to be used again
+        self._turns = threading.Semaphore(_STREAMS)
         self.renew()
+        self._watch = _Watch()
 
     def renew(self) -> None:
-        """Connect anew if the certificates on disk have changed; calls under way keep the connection they have."""
+        """Connect anew if the certificates on disk have changed; requests under way keep the connection they have."""
         now = stamp(self._tls)
         if now == self._stamp:
             return
@@ -202,10 +419,8 @@ class Client:
             tls.authority.read_bytes(), tls.key.read_bytes(), tls.certificate.read_bytes()
         )
         options = [*_CLIENT_OPTIONS, ("grpc.ssl_target_name_override", self._peer)]
-        fresh: Any = grpc.secure_channel(self._address, credentials, options=options)
-        with self._lock:
-            old, self._channel, self._stamp = self._channel, fresh, now
-            self._call = fresh.unary_unary(f"/{SERVICE}/{self._method}")
+        old, self._channel = self._channel, grpc.secure_channel(self._address, credentials, options=options)
+        self._stamp = now
         if old is not None:
             closing = threading.Timer(10.0, old.close)
             closing.daemon = True
@@ -213,20 +428,58 @@ class Client:
 
     def ask(self, raw: bytes, seconds: float) -> bytes:
         """The answer to one request. Raises Refusal: with the server's status, or ``peer-unavailable``."""
-        with self._tracer.span("peer"):
+        end, late = time.monotonic() + seconds, f"there was no answer within {1000 * seconds:.0f} ms"
+        with self._tracer.span("peer"), self._borrowed(end, late) as stream:
+            self._watch.begin(stream, end)
             try:
-                return self._call(raw, timeout=seconds, metadata=self._tracer.headers())  # type: ignore[no-any-return]
-            except grpc.RpcError as error:
-                raise _refusal(error, seconds) from None
+                stream.put(raw, self._tracer.traceparent())
+                return stream.take()
+            except Refusal:
+                if stream.late:
+                    raise Refusal("peer-unavailable", late) from None
+                raise
+            finally:
+                self._watch.end(stream)
 
-    def begin(self, raw: bytes, seconds: float, done: Callable[[bool], None]) -> None:
-        """Send a request and go on; ``done`` is told, in another thread, whether it was answered."""
-        call: Any = self._call.future(raw, timeout=seconds)
+    def call(self, method: str, raw: bytes, seconds: float, done: Callable[[bool], None]) -> None:
+        """Send a request as a single call, and go on; ``done`` is told, in another thread, whether it was answered."""
+        call: Any = self._channel.unary_unary(f"/{SERVICE}/{method}").future(raw, timeout=seconds)
         call.add_done_callback(lambda ended: done(ended.code() == grpc.StatusCode.OK))
+
+    def stream(self) -> Stream:
+        """A stream of its own, to end by whoever asked for it."""
+        return Stream(self._channel, self._method)
 
     def close(self) -> None:
         """Close the connection."""
+        self._watch.close()
+        for stream in self._idle:
+            stream.end()
         self._channel.close()
+
+    @contextmanager
+    def _borrowed(self, end: float, late: str) -> Iterator[Stream]:
+        if not self._turns.acquire(timeout=max(0.0, end - time.monotonic())):
+            raise Refusal("peer-unavailable", late)
+        try:
+            stream = self._free()
+            try:
+                yield stream
+            finally:
+                if stream.idle:
+                    self._idle.append(stream)
+                else:
+                    stream.end()
+        finally:
+            self._turns.release()
+
+    def _free(self) -> Stream:
+        while self._idle:
+            stream = self._idle.pop()
+            if stream.open and stream.channel is self._channel:
+                return stream
+            stream.end()
+        return self.stream()
 
 
 def stamp(tls: Tls) -> tuple[int, ...]:
@@ -234,17 +487,19 @@ def stamp(tls: Tls) -> tuple[int, ...]:
     return tuple(path.stat().st_mtime_ns for path in (tls.certificate, tls.key, tls.authority) if path.exists())
 
 
-def _refusal(error: Any, seconds: float) -> Refusal:
-    """The status that the server gave, never its text; 2000 ms and no answer is ``peer-unavailable``."""
-    code = error.code()
+def _refusal(error: Any) -> Refusal:
+    """The status that the server gave, never gRPC's text."""
     given = {str(name): str(value) for name, value in error.trailing_metadata() or ()}.get(_STATUS, "")
     if given:
-        status = given if given in STATUSES else "peer-misbehaved"
-        return Refusal(status, error.details() if status != "peer-misbehaved" else "the server gave an unknown status")
-    if code == grpc.StatusCode.RESOURCE_EXHAUSTED:
+        return _named(given, error.details())
+    if error.code() == grpc.StatusCode.RESOURCE_EXHAUSTED:
         return Refusal("too-many", "the server has too many requests under way")
-    if code == grpc.StatusCode.UNIMPLEMENTED:
+    if error.code() == grpc.StatusCode.UNIMPLEMENTED:
         return Refusal("old-client", "the server does not offer this method")
-    if code == grpc.StatusCode.DEADLINE_EXCEEDED:
-        return Refusal("peer-unavailable", f"there was no answer within {1000 * seconds:.0f} ms")
-    return Refusal("peer-unavailable", "the server cannot be reached")
+    return Refusal("peer-unavailable", _AWAY)
+
+
+def _named(status: str, sentence: str) -> Refusal:
+    if status in STATUSES:
+        return Refusal(status, sentence)
+    return Refusal("peer-misbehaved", "the server gave an unknown status")

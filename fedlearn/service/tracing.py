@@ -74,13 +74,13 @@ class Tracer:
                 span.set_status(self._api.StatusCode.ERROR)
                 raise
 
-    def headers(self) -> tuple[tuple[str, str], ...]:
+    def traceparent(self) -> str:
         """What the other party is told of the present span: nothing unless the party file says so."""
         if self._tracer is None or not self.to_peer:
-            return ()
+            return ""
         carrier: dict[str, str] = {}
         self._form.inject(carrier)
-        return tuple((name, value) for name, value in carrier.items() if name == HEADER)
+        return carrier.get(HEADER, "")
 
     def close(self) -> None:
         """Export what is left."""

@@ -6,6 +6,28 @@ from typing import ClassVar as _ClassVar, Optional as _Optional
 
 DESCRIPTOR: _descriptor.FileDescriptor
 
+class Asked(_message.Message):
+    __slots__ = ("request", "number", "traceparent")
+    REQUEST_FIELD_NUMBER: _ClassVar[int]
+    NUMBER_FIELD_NUMBER: _ClassVar[int]
+    TRACEPARENT_FIELD_NUMBER: _ClassVar[int]
+    request: bytes
+    number: int
+    traceparent: str
+    def __init__(self, request: _Optional[bytes] = ..., number: _Optional[int] = ..., traceparent: _Optional[str] = ...) -> None: ...
+
+class Answered(_message.Message):
+    __slots__ = ("reply", "number", "status", "sentence")
+    REPLY_FIELD_NUMBER: _ClassVar[int]
+    NUMBER_FIELD_NUMBER: _ClassVar[int]
+    STATUS_FIELD_NUMBER: _ClassVar[int]
+    SENTENCE_FIELD_NUMBER: _ClassVar[int]
+    reply: bytes
+    number: int
+    status: str
+    sentence: str
+    def __init__(self, reply: _Optional[bytes] = ..., number: _Optional[int] = ..., status: _Optional[str] = ..., sentence: _Optional[str] = ...) -> None: ...
+
 class PartRequest(_message.Message):
     __slots__ = ("protocol", "request_id", "serving_hash", "model_id", "applicant", "purpose", "consent", "consent_expires")
     PROTOCOL_FIELD_NUMBER: _ClassVar[int]
