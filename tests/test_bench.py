@@ -63,8 +63,8 @@ def test_serve_sealed() -> None:
 
 
 @pytest.mark.processes
-def test_serve_a_scorecard() -> None:
-    said = bench("serve", "--model", "scorecard", "--rate", "50", "--seconds", "1")
+def test_serve_a_scorecard_in_single_calls() -> None:
+    said = bench("serve", "--model", "scorecard", "--rate", "50", "--seconds", "1", "--calls", "single")
     assert said["failed"] == 0
     assert said["cpu_ms_load"] > 0
 
