@@ -136,6 +136,13 @@ def _traffic(folder: Path, contract: Contract) -> dict[str, Any]:
     return dict(zip(("bytes_up", "bytes_down"), at.traffic, strict=True)) | {"log2_kl_nats_of_all": math.log2(leaked)}
 
 
+def _request(name: str, n: int) -> bytes:
+    return pb.ScoreRequest(
+        protocol=1, request_id=f"{name}-{n:09d}", applicant=f"{(n * 7919) % _ROWS:09d}", purpose="bench",
+        consent=f"consent-{n}", consent_expires="2999-12-31",
+    ).SerializeToString()  # fmt: skip
+
+
 #: Sends a request and goes on; what it is given is told, in another thread, whether the request was answered.
 Lender = Callable[[bytes, Callable[[bool], None]], None]
 
@@ -188,14 +195,10 @@ class _Pipeline:
 def _load(lender: Lender, rate: float, count: int, name: str) -> dict[str, Any]:
     times, failed = np.full(count, np.nan), [0]
     ended = threading.Semaphore(0)
+    requests = [_request(name, n) for n in range(count)]  # what making them takes is not the services' doing
     start = time.perf_counter() + 0.05
 
-    def send(n: int) -> None:
-        request = pb.ScoreRequest(
-            protocol=1, request_id=f"{name}-{n:09d}", applicant=f"{(n * 7919) % _ROWS:09d}", purpose="bench",
-            consent=f"consent-{n}", consent_expires="2999-12-31",
-        )  # fmt: skip
-        due = start + n / rate
+    def send(n: int, due: float) -> None:
 
         def done(answered: bool) -> None:
             if answered:
@@ -204,11 +207,12 @@ def _load(lender: Lender, rate: float, count: int, name: str) -> dict[str, Any]:
                 failed[0] += 1
             ended.release()
 
-        lender(request.SerializeToString(), done)
+        lender(requests[n], done)
 
     for n in range(count):
-        time.sleep(max(0.0, start + n / rate - time.perf_counter()))
-        send(n)
+        due = start + n / rate
+        time.sleep(max(0.0, due - time.perf_counter()))
+        send(n, due)
     for _ in range(count):
         ended.acquire()
     seconds = time.perf_counter() - start
