@@ -102,8 +102,11 @@ def divide(rows: I64, node: I32, left: int, values: I32, lefts: I64, rights: I64
         lefts[a], rights[b] = i, i
         a += is_left
         b += 1 - is_left
-        for k in range(values.shape[0]):
-            totals[k] += values[k, i] * is_left
+    for k in range(values.shape[0]):
+        row, total = values[k], np.int64(0)
+        for i in lefts[:a]:
+            total += row[i]
+        totals[k] += total
     return int(a)
 
 
@@ -363,7 +366,6 @@ def best_split(
     return best, best_feature, best_g, best_h
 
 
-@njit(**_FLAGS)
 def partition(node: I32, split: I32, feature: I32, masks: U8, goes_left: U8, left: I32, bins: U8) -> None:
     """Move every row of a split node to the child it belongs to.
 
@@ -376,7 +378,18 @@ def partition(node: I32, split: I32, feature: I32, masks: U8, goes_left: U8, lef
         left: int32 (splits,), left child; the right one follows it.
         bins: uint8 (F, m), own bins.
     """
-    for i in range(node.shape[0]):
+    spread(
+        lambda part: _partition(node, split, feature, masks, goes_left, left, bins, part.start, part.stop),
+        ranges(len(node), CORES),
+    )
+
+
+@njit(**_FLAGS)
+def _partition(
+    node: I32, split: I32, feature: I32, masks: U8, goes_left: U8, left: I32, bins: U8, first: int, last: int
+) -> None:
+    """As :func:`partition` for rows ``first`` to ``last``."""
+    for i in range(first, last):
         s = split[node[i]]
         if s < 0:
             continue
