@@ -81,7 +81,7 @@ def side(prepared: dict[str, Path], party: str, to_peer: bool) -> Iterator[Side]
             answer: Any = Deciding(contract, own.service, models, store, audit, peer, Metrics()).answer
         else:
             answer = Answering(contract, party, own.service, models, store, audit).answer
-        stream, call = ("Scores", "Score") if party == "active" else ("Parts", "")
+        stream, call = rpc.METHODS[party]
         server = Server(own.service.listen, own.tls, party, stream, answer, 2, ("active",), tracer, call=call)
         stack.callback(lambda: server.drain(1))
         stack.callback(tracer.close)

@@ -13,7 +13,7 @@ from pathlib import Path
 from fedlearn.contract import load_contract, load_party
 from fedlearn.errors import BadConfig
 from fedlearn.service.common import log
-from fedlearn.service.rpc import Client, Server
+from fedlearn.service.rpc import METHODS, Client, Server
 
 
 def serve(file: Path, stop: threading.Event) -> None:
@@ -29,9 +29,8 @@ def serve(file: Path, stop: threading.Event) -> None:
     def answer(caller: str, raw: bytes) -> bytes:
         return raw if client is None else client.ask(raw, 10.0)
 
-    stream, call, callers = "Scores", "Score", tuple(service.callers)
-    if client is None:
-        stream, call, callers = "Parts", "", (contract.active.name,)
+    stream, call = METHODS[contract.role_of(party.party)]
+    callers = tuple(service.callers) or (contract.active.name,)  # the active side's party file has callers
     server = Server(service.listen, party.tls, party.party, stream, answer, service.workers, callers, call=call)
     server.start()
     log("ready", party=party.party)

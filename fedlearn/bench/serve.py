@@ -22,6 +22,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import date
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -88,44 +89,34 @@ def measure(setting: Setting) -> dict[str, Any]:
     Raises:
         FedlearnError: a service did not start.
     """
-    with tempfile.TemporaryDirectory() as place, ExitStack() as stack:
+    with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
         files = _prepare(folder, setting)
-        bare = _bare(files, setting)
-        running = {party: stack.enter_context(_service(files[party])) for party in PARTIES[::-1]}
-        own = load_party(files["active"])
-        lender = stack.enter_context(_lender(own, setting))
-        _load(lender, 200.0, _WARM_UP, "warm")
-        before = {party: _cpu_seconds(pid) for party, pid in running.items()}
-        mine = time.process_time()
-        found = _load(lender, setting.rate, round(setting.rate * setting.seconds), "load")
-        mine = time.process_time() - mine
-        used = {party: _cpu_seconds(pid) - before[party] for party, pid in running.items()}
-        found |= {f"cpu_ms_{party}": round(1000 * used[party] / found["requests"], 3) for party in PARTIES}
+        bare = _driven(files, setting, min(setting.seconds, _YARDSTICK), "fedlearn.bench.echo")
+        found = _driven(files, setting, setting.seconds)
         if setting.mode == "sealed":
-            found |= _traffic(folder, load_contract(own.contract))
-        found["cpu_ms_load"] = round(1000 * mine / found["requests"], 3)
+            found |= _traffic(folder, load_contract(load_party(files["active"]).contract))
         agreed = audit.agree(folder / "active" / "audit.jsonl", folder / "passive" / "audit.jsonl")
+    spent = tuple(f"cpu_ms_{party}" for party in PARTIES)
     return {
         "mode": setting.mode, "calls": setting.calls, "tells": setting.tells, "model": setting.model,
-        "trees": setting.trees,
-        "depth": setting.depth, "rate": setting.rate, "seconds": setting.seconds, **found, **bare,
+        "trees": setting.trees, "depth": setting.depth, "rate": setting.rate, "seconds": setting.seconds, **found,
+        **{f"yardstick_{name}": bare[name] for name in ("p50_ms", "p99_ms", "achieved_rate", *spent)},
         "in_both_logs": agreed["scored"],
     }  # fmt: skip
 
 
-def _bare(files: dict[str, Path], setting: Setting) -> dict[str, Any]:
-    """Latency and processor time of the same load on connections with nothing behind them."""
+def _driven(files: dict[str, Path], setting: Setting, seconds: float, *module: str) -> dict[str, Any]:
+    """Start both services, or the module in their place, and send the load: latency, and processor time a request."""
     with ExitStack() as stack:
-        running = {p: stack.enter_context(_service(files[p], "fedlearn.bench.echo")) for p in PARTIES[::-1]}
-        own = load_party(files["active"])
-        lender = stack.enter_context(_lender(own, setting))
+        running = {party: stack.enter_context(_service(files[party], *module)) for party in PARTIES[::-1]}
+        lender = stack.enter_context(_lender(load_party(files["active"]), setting))
         _load(lender, 200.0, _WARM_UP, "warm")
-        before = {party: _cpu_seconds(pid) for party, pid in running.items()}
-        found = _load(lender, setting.rate, round(setting.rate * min(setting.seconds, _YARDSTICK)), "load")
+        before, mine = {party: _cpu_seconds(pid) for party, pid in running.items()}, time.process_time()
+        found = _load(lender, setting.rate, round(setting.rate * seconds), "load")
         used = {party: _cpu_seconds(pid) - before[party] for party, pid in running.items()}
-    spent = {f"yardstick_cpu_ms_{p}": round(1000 * used[p] / found["requests"], 3) for p in PARTIES}
-    return {f"yardstick_{name}": found[name] for name in ("p50_ms", "p99_ms", "achieved_rate")} | spent
+        used["load"] = time.process_time() - mine
+    return found | {f"cpu_ms_{who}": round(1000 * used[who] / found["requests"], 3) for who in (*PARTIES, "load")}
 
 
 def _traffic(folder: Path, contract: Contract) -> dict[str, Any]:
@@ -198,21 +189,17 @@ def _load(lender: Lender, rate: float, count: int, name: str) -> dict[str, Any]:
     requests = [_request(name, n) for n in range(count)]  # what making them takes is not the services' doing
     start = time.perf_counter() + 0.05
 
-    def send(n: int, due: float) -> None:
+    def done(n: int, due: float, answered: bool) -> None:
+        if answered:
+            times[n] = time.perf_counter() - due
+        else:
+            failed[0] += 1
+        ended.release()
 
-        def done(answered: bool) -> None:
-            if answered:
-                times[n] = time.perf_counter() - due
-            else:
-                failed[0] += 1
-            ended.release()
-
-        lender(requests[n], done)
-
-    for n in range(count):
+    for n, raw in enumerate(requests):
         due = start + n / rate
         time.sleep(max(0.0, due - time.perf_counter()))
-        send(n, due)
+        lender(raw, partial(done, n, due))
     for _ in range(count):
         ended.acquire()
     seconds = time.perf_counter() - start

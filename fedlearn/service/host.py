@@ -18,7 +18,7 @@ from fedlearn.service.audit import AuditLog
 from fedlearn.service.common import Metrics, Models, Refusal, log
 from fedlearn.service.deciding import Deciding
 from fedlearn.service.registry import open_registry
-from fedlearn.service.rpc import Client, Server, stamp
+from fedlearn.service.rpc import METHODS, Client, Server, stamp
 from fedlearn.service.scorer import active_scorer, passive_scorer
 from fedlearn.service.sealed import SealedAnswering, SealedDeciding, sealed_active_scorer, sealed_passive_scorer
 from fedlearn.service.store import Features, open_store
@@ -75,7 +75,7 @@ def serve(party: PartyFile, stop: threading.Event) -> None:
             answering = SealedAnswering if sealed else Answering
             answer = answering(contract, party.party, service, models, store, audit).answer
         answer = _counted(answer, metrics)
-        stream, call = ("Scores", "Score") if role == "active" else ("Parts", "")
+        stream, call = METHODS[role]
         callers = tuple(service.callers) if role == "active" else (contract.active.name,)
         server = Server(
             service.listen, party.tls, party.party, stream, answer, service.workers, callers, tracer, call=call

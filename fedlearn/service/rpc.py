@@ -40,6 +40,8 @@ from grpc_reflection.v1alpha import reflection_pb2 as reflected
 Answer = Callable[[str, bytes], bytes]
 
 SERVICE = "fedlearn.v1.Serving"
+#: By the role of who serves: the method of streams, and that of single calls or nothing.
+METHODS = {"active": ("Scores", "Score"), "passive": ("Parts", "")}
 _HEALTH = "grpc.health.v1.Health"
 _REFLECTION = ("grpc.reflection.v1.ServerReflection", reflection.SERVICE_NAME)  # of the same messages
 _REFLECTING = 10.0  # seconds after which a stream of questions is ended; there is one at a time
@@ -182,10 +184,10 @@ class Server:
             _abort(context, refusal)
         try:
             for raw in raws:
-                if not self._streams.is_at_work(context, True):
+                if not self._streams.set_at_work(context, True):
                     return
                 yield self._answered(caller, raw)
-                if not self._streams.is_at_work(context, False):
+                if not self._streams.set_at_work(context, False):
                     return
         finally:
             self._streams.close(context)
@@ -270,8 +272,8 @@ class _Streams:
                 raise Refusal("too-many", f"more than {2 * _STREAMS} streams of one caller")
             self._open[context] = (caller, False)
 
-    def is_at_work(self, context: grpc.ServicerContext, at_work: bool) -> bool:
-        """Enter whether a stream's request is at work; returns whether the stream is to go on."""
+    def set_at_work(self, context: grpc.ServicerContext, at_work: bool) -> bool:
+        """Enter whether a request of a stream is at work; returns whether the stream is to go on."""
         with self._lock:
             self._open[context] = (self._open[context][0], at_work)
             return not self._ended
@@ -294,7 +296,7 @@ class Stream:
     """The asking end of a stream. Answers come in the order of requests."""
 
     def __init__(self, channel: Any, method: str) -> None:
-        """Opens with its first request, on a gRPC channel."""
+        """Open it on a gRPC channel."""
         self._requests: SimpleQueue[bytes | None] = SimpleQueue()
         self.channel, self.late = channel, False
         self._sent = self._taken = 0
