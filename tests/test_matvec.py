@@ -69,19 +69,21 @@ def ask(channel: Channel, shape: Shape, agreed: Terms, *queries: np.ndarray) -> 
     return [querier.ask(values)() for values in queries]
 
 
-def run(matrix: Matrix, agreed: Terms, *queries: np.ndarray) -> tuple[list[np.ndarray], Channel, Channel]:
+def run(
+    matrix: Matrix, agreed: Terms, *queries: np.ndarray, limits: Limits | None = None, asks: Any = ask
+) -> tuple[list[np.ndarray], Channel, Channel]:
     """Sums of each query, and both ends of the channel."""
     ends: dict[str, Channel] = {}
 
     def querier(channel: Channel) -> list[np.ndarray]:
         ends["querier"] = channel
-        return ask(channel, Shape.of(matrix), agreed, *queries)
+        return asks(channel, Shape.of(matrix), agreed, *queries)
 
     def holder(channel: Channel) -> None:
         ends["holder"] = channel
         hold(channel, matrix, agreed, sum(map(len, queries)))
 
-    sums, _ = simulate(querier, holder)
+    sums, _ = simulate(querier, holder, limits=limits)
     return sums, ends["querier"], ends["holder"]
 
 
@@ -172,6 +174,57 @@ def test_a_block_is_made_when_it_is_due() -> None:
     (sums,), _, _ = run(matrix, terms("lwe", 9, 5), Lazy())  # type: ignore[arg-type]
     np.testing.assert_array_equal(sums, plain(matrix, values))
     assert sorted(range(samples)[places].start for _, places in asked) == [0, (lwe.PIECE_BLOCKS - 1) * N]
+
+
+TIGHT = Limits(step=5, frame=1 << 15, message=1 << 18)  # a hint of 2 rows fits; 9 frames are taken in ahead
+
+
+def ask_all_first(channel: Channel, shape: Shape, agreed: Terms, *queries: np.ndarray) -> list[np.ndarray]:
+    """All queries before the first is decoded, the last one first."""
+    channel.session = SESSION
+    querier = open_querier(channel, shape, agreed)
+    answers = [querier.ask(values) for values in queries]
+    return [answer() for answer in reversed(answers)][::-1]
+
+
+@pytest.mark.parametrize("queries", [1, 250])
+def test_more_queries_than_the_channel_takes_in_ahead(queries: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Far more than both channels hold with what is in the links, in one ``ask`` or in many."""
+    monkeypatch.setattr(matvec, "AT_ONCE", 1)
+    rng = np.random.default_rng(3)
+    matrix = Indicator(rng.integers(0, 2, (1, 60)).astype(np.uint8), np.array([2]))
+    values = [rng.integers(-9, 10, (250 // queries, 60)).astype(np.int32) for _ in range(queries)]
+    agreed = terms("lwe", 9, 250)
+    found, querier, holder = run(matrix, agreed, *values, limits=TIGHT, asks=ask_all_first)
+    for got, asked in zip(found, values, strict=True):
+        np.testing.assert_array_equal(got, plain(matrix, asked))
+    assert querier.ledger.digest() == holder.ledger.digest()
+    assert querier.ledger.kl_nats == holder.ledger.kl_nats
+
+
+@pytest.mark.parametrize(
+    ("limits", "out"),
+    [
+        (Limits(step=10), 12),
+        (Limits(step=10, frame=1 << 14, message=1 << 17), 5),  # of 9 frames
+        (Limits(step=10, frame=1 << 10, message=40_000), 9),  # answers of 2 KiB
+    ],
+    ids=["usual", "frames", "bytes"],
+)
+def test_answers_are_awaited_once_too_many_are_due(limits: Limits, out: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Everything is sent before the first answer is taken where this side has room for the answers."""
+    monkeypatch.setattr(matvec, "AT_ONCE", 1)
+    monkeypatch.setattr(matvec, "_HINT_BYTES", 8 * N)
+    rng = np.random.default_rng(4)
+    matrix = Indicator(rng.integers(0, 256, (1, 60)).astype(np.uint8), np.array([256]))
+    did: list[str] = []
+    send, decode = matvec._LweQuerier._send, matvec._LweQuerier._decode
+    monkeypatch.setattr(matvec._LweQuerier, "_send", lambda *given: did.append("send") or send(*given))
+    monkeypatch.setattr(matvec._LweQuerier, "_decode", lambda *given: did.append("decode") or decode(*given))
+    values = rng.integers(-9, 10, (12, 60)).astype(np.int32)
+    (sums,), _, _ = run(matrix, terms("lwe", 9, 12), values, limits=limits)
+    np.testing.assert_array_equal(sums, plain(matrix, values))
+    assert did == ["send"] * out + ["decode", "send"] * (12 - out) + ["decode"] * out
 
 
 @pytest.mark.parametrize("backend", ["lwe", "paillier"])

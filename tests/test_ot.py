@@ -436,6 +436,78 @@ def test_bytes_per_row() -> None:
         assert sender.bytes_sent < options * count / 8 + extra
 
 
+def choose_all(
+    calls: list[Call], limits: Limits = SOON, prepared: int = 0
+) -> tuple[list[np.ndarray], list[str], list[Channel]]:
+    """Calls with a blank option, all at once: the bits, what the receiver did in what order, and both ends.
+
+    ``prepared``: for how many options the first call is prepared for.
+    """
+    did: list[str] = []
+    kept: list[Channel] = []
+
+    def receive(channel: Channel) -> list[np.ndarray]:
+        kept.append(channel)
+        channel.session = SESSION
+        receiver = open_receiver(channel, 10**6)
+        if prepared:
+            receiver.prepare(len(calls[0][0]), prepared, blank=True)
+        ask, open_ = receiver._ask, receiver._open
+        receiver._ask = lambda *given: did.append("ask") or ask(*given)  # type: ignore
+        receiver._open = lambda *given: did.append("open") or open_(*given)  # type: ignore
+        return receiver.choose_all([(choices, len(bits)) for choices, bits, _ in calls], blank=True)
+
+    def send(channel: Channel) -> None:
+        kept.append(channel)
+        channel.session = SESSION
+        sender = open_sender(channel, 10**6)
+        for choices, bits, blank in calls:
+            sender.serve(packed(bits), len(choices), blank=blank)
+
+    found, _ = simulate(receive, send, names=NAMED, limits=limits)
+    return found, did, kept
+
+
+def most_out(did: list[str]) -> int:
+    return int(np.cumsum([1 if what == "ask" else -1 for what in did]).max())
+
+
+def check_bits(calls: list[Call], found: list[np.ndarray]) -> None:
+    for (choices, bits, _), got in zip(calls, found, strict=True):
+        padded = np.vstack([bits, np.zeros((1, len(choices)), np.uint8)])
+        np.testing.assert_array_equal(got, packed(padded[choices, np.arange(len(choices))]))
+
+
+@pytest.mark.parametrize("prepared", [0, 2, 20])
+def test_more_batches_than_the_channel_takes_in_ahead(prepared: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Far more than both channels hold with what is in the links: neither side waits for the other for ever."""
+    monkeypatch.setattr(transfer, "_ROWS", 64)
+    limits = Limits(step=5, frame=1 << 12, message=1 << 16)
+    rng = np.random.default_rng(10)
+    calls = [
+        call(rng, count, options, True) for count, options in ((64 * 150, 8), (64 * 250 + 7, 3), (0, 9), (64, 200))
+    ]
+    found, did, (receiver, sender) = choose_all(calls, limits, prepared)
+    check_bits(calls, found)
+    assert did.count("ask") == did.count("open") == 402
+    assert most_out(did) <= limits.ahead == 17
+    assert {end.ledger.digest() for end in (receiver, sender)} == {receiver.ledger.digest()}
+
+
+@pytest.mark.parametrize(
+    ("rows", "out"), [(transfer._AWAITED, 10), (64 * 10, 10), (64 * 4, 4), (64 * 4 - 1, 3), (1, 1)]
+)
+def test_answers_are_awaited_once_so_many_rows_are_out(rows: int, out: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Everything is sent before the first answer is taken where it is no more than that."""
+    monkeypatch.setattr(transfer, "_ROWS", 64)
+    monkeypatch.setattr(transfer, "_AWAITED", rows)
+    rng = np.random.default_rng(11)
+    calls = [call(rng, 64 * 5, 4, True) for _ in range(2)]
+    found, did, _ = choose_all(calls)
+    check_bits(calls, found)
+    assert did == ["ask"] * out + ["open", "ask"] * (10 - out) + ["open"] * out
+
+
 def test_own_mistakes_leave_nothing_sent() -> None:
     ones = np.ones(10, np.uint8)
 

@@ -160,7 +160,7 @@ def test_bytes_that_are_no_ciphertext() -> None:
     for bad in (b"", good[:100], b"\x00" * 500, key.public):
         with pytest.raises(bfv.BadCiphertext):
             peer.take(bad)
-    for bad in (b"", b"\xff" * (8 * bfv.WORDS), b"\x00" * (8 * bfv.WORDS - 8)):
+    for bad in (b"", b"1234567", b"\xff" * (8 * bfv.WORDS), *(bytes(8 * bfv.WORDS + more) for more in (-8, -1, 1))):
         with pytest.raises(bfv.BadCiphertext):
             key.decrypt(bad)
     with pytest.raises(bfv.BadCiphertext):
@@ -190,7 +190,9 @@ BY_ACTIVE = [
     (pb.SealedMatrix, _set(blocks=[b"no ciphertext"]), Malformed),
     (pb.SealedTerms, _set(terms=[b"x"]), WrongLength),
     (pb.SealedProduct, _set(words=b"12345678"), Malformed),
+    (pb.SealedProduct, _set(words=b"1234567"), Malformed),
     (pb.SealedStep, _set(products=[float("nan")]), WrongLength),
+    (pb.SealedStep, _set(products=[-1e308]), Malformed),
     (pb.SealedResult, _set(model_id=bytes(16)), Malformed),
     (pb.SealedResult, _set(changes=[]), WrongLength),
 ]
@@ -198,8 +200,11 @@ BY_PASSIVE = [
     (pb.SealedColumns, _set(columns=0), BeyondContract),
     (pb.SealedMatrix, _set(blocks=[]), WrongLength),
     (pb.SealedResidual, _set(words=b""), Malformed),
+    (pb.SealedResidual, _set(words=b"1234567"), Malformed),
+    (pb.SealedProduct, _set(words=bytes(8 * bfv.WORDS - 1)), Malformed),
     (pb.SealedProduct, _set(column=7), WrongLength),
     (pb.SealedPart, _set(products=[]), WrongLength),
+    (pb.SealedPart, _set(products=[-1e308]), Malformed),
     (pb.SealedPart, _set(sum=2**63), Malformed),
 ]
 
@@ -219,6 +224,51 @@ def test_a_peer_that_lies_is_named(kind: Any, change: Any, error: type[FedlearnE
 
     with pytest.raises(error):
         meet(agreed, *((lying_active, passive) if wrong is BY_ACTIVE else (active, lying_passive)))
+
+
+@pytest.mark.parametrize(
+    ("kind", "number"),
+    [(pb.SealedPart, -1e308), (pb.SealedPart, 1e308), (pb.SealedStep, -1e308), (pb.SealedStep, -1e9)],
+)
+@pytest.mark.parametrize("round_", [1, 2])
+def test_products_that_no_steps_have_move_nobody(kind: Any, number: float, round_: int) -> None:
+    """Finite numbers of the peer's that would make this side's coefficients NaN without an error."""
+    active, passive = data(*table(200, 2, 2, 0.5, 0.0), 2)
+    agreed = contract(2, 2, disclosure_none=True, max_steps=4)
+    blamed, step = ("passive", "SealedPart") if kind is pb.SealedPart else ("active", "SealedStep")
+
+    def change(message: Any) -> None:
+        if len(message.products) == round_:
+            message.products[:] = [number] * round_
+
+    def lying_active(channel: Any) -> Any:
+        return sealed.fit_active(spoiling(channel, kind, change), agreed, active)
+
+    def lying_passive(channel: Any) -> Any:
+        return sealed.fit_passive(spoiling(channel, kind, change), agreed, passive)
+
+    sides = (lying_active, passive) if blamed == "active" else (active, lying_passive)
+    with pytest.raises(Malformed, match=rf"'{blamed}' sent products that no steps have .* at step sealed\.{step}"):
+        meet(agreed, *sides)
+
+
+def test_what_does_not_mix_is_an_error() -> None:
+    for products in ([np.inf], [np.nan], [1e308], [-1e200]):
+        with pytest.raises(ValueError, match="no finite products"):
+            Mixture().add(np.array(products))
+    negative, singular = Mixture(), Mixture()
+    negative.add(np.array([-1e9]))
+    with pytest.raises(ValueError, match="no finite weights"):
+        _ = negative.weights
+    singular.add(np.array([1.0]))
+    singular.add(np.array([1 + 1e-9, 1.0]))  # with what is added to the diagonal all entries are the same
+    with pytest.raises(ValueError, match="Singular"):
+        _ = singular.weights
+    block = Block(np.eye(1), np.ones(1))
+    block.products(np.ones(1))
+    with pytest.raises(ValueError, match="no finite coefficients"):
+        block.move(np.array([9e99]))
+    assert block.at.tolist() == [1.0]
 
 
 def test_what_a_contract_may_not_ask() -> None:

@@ -66,6 +66,14 @@ class Limits:
     frame: int = 2 << 20
     message: int = 1 << 30
 
+    @property
+    def ahead(self) -> int:
+        """Frames that a side takes in while it waits to send: those of one message.
+
+        Who asks for more answers than that before it takes the first may wait for ever, and so may its peer.
+        """
+        return self.message // self.frame + 1
+
 
 @dataclass(frozen=True)
 class Progress:
@@ -92,17 +100,31 @@ class Phase:
 
 @dataclass
 class _Assembly:
-    """A message of which not all pieces have arrived; ``size`` bytes have."""
+    """A message of which not all pieces have arrived.
+
+    Several pieces are gathered as they come: kept apart, pieces of a byte would take hundreds of times their size.
+    """
 
     type: str
     total: int
-    pieces: list[memoryview] = field(default_factory=list)
-    size: int = 0
+    first: memoryview
+    joined: bytearray = field(default_factory=bytearray)
+
+    @property
+    def size(self) -> int:
+        """How many bytes have arrived."""
+        return len(self.joined) or len(self.first)
+
+    def add(self, data: memoryview) -> None:
+        """Take the next piece."""
+        if not self.joined:
+            self.joined += self.first
+        self.joined += data
 
     @property
     def body(self) -> memoryview:
-        """The message; a single piece is not copied."""
-        return self.pieces[0] if len(self.pieces) == 1 else memoryview(b"".join(self.pieces))
+        """The message, read-only; a single piece is not copied."""
+        return memoryview(self.joined).toreadonly() if self.joined else self.first
 
 
 @dataclass(frozen=True)
@@ -234,7 +256,8 @@ class Channel:
             received = self._next_chunk(deadline)
             if received.chunk.type or received.chunk.total:
                 raise self.misbehaved(Malformed, "began a message before it had ended the last one")
-            self._append(assembly, received)
+            assembly.add(received.data)
+            self._check_piece(assembly, received)
         message = expected[assembly.type]()
         bulk_field = self._transcript(type(message)).table.entry(type(message)).bulk_field
         body: bytes | memoryview = assembly.body
@@ -335,8 +358,7 @@ class Channel:
         before its own was out, neither would ever finish. One message's worth is enough to rule that out; it is
         counted in bytes, and in frames because small ones take more memory than their bytes.
         """
-        frames = self.limits.message // self.limits.frame + 1
-        while self._ahead_bytes < self.limits.message and len(self._ahead) < frames:
+        while self._ahead_bytes < self.limits.message and len(self._ahead) < self.limits.ahead:
             try:
                 item = self._inbox.get_nowait()
             except queue.Empty:
@@ -455,16 +477,14 @@ class Channel:
             raise self.misbehaved(
                 BeyondContract, f"announced a message of {chunk.total} bytes, over the {self.limits.message} allowed"
             )
-        assembly = _Assembly(chunk.type, chunk.total)
-        self._append(assembly, received)
+        assembly = _Assembly(chunk.type, chunk.total, received.data)
+        self._check_piece(assembly, received)
         return assembly
 
-    def _append(self, assembly: _Assembly, received: _Received) -> None:
-        chunk, data = received.chunk, received.data
-        assembly.pieces.append(data)
-        assembly.size += len(data)
+    def _check_piece(self, assembly: _Assembly, received: _Received) -> None:
         complete = assembly.size == assembly.total
-        if assembly.size > assembly.total or chunk.last != complete or not (len(data) or complete):
+        empty = not len(received.data) and not complete
+        if assembly.size > assembly.total or received.chunk.last != complete or empty:
             raise self.misbehaved(Malformed, f"sent pieces that do not make up one {assembly.type}")
 
     # --- liveness ----------------------------------------------------------------------------------

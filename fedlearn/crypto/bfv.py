@@ -127,10 +127,9 @@ class Key:
 
     def decrypt(self, words: bytes) -> U64:
         """An answer's slots, uint64 (SLOTS,). Raises BadCiphertext for words that are none."""
-        values = np.frombuffer(words, "<u8")
-        if values.size != WORDS:
+        if len(words) != 8 * WORDS:
             raise BadCiphertext(f"{len(words)} bytes where {8 * WORDS} were due")
-        limbs = values.reshape(2, _LIMBS, SLOTS)
+        limbs = np.frombuffer(words, "<u8").reshape(2, _LIMBS, SLOTS)
         if np.any(limbs >= np.array(self._at.primes[:_LIMBS], np.uint64)[:, None]):
             raise BadCiphertext("words beyond their modulus")
         found = _loaded(self._at.seal.Ciphertext(), _unpacked(self._frame + words), self._at.context)

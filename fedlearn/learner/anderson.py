@@ -18,6 +18,8 @@ F64 = NDArray[np.float64]
 
 #: Steps that are mixed at most.
 _WINDOW = 10
+#: Beyond any product of honest steps and any coefficient, and small enough that what is computed from it is finite.
+_LARGEST = 1e100
 
 
 @dataclass
@@ -43,9 +45,10 @@ class Block:
         return np.array([float(g @ self._steps[-1]) for g in self._gradients])
 
     def move(self, weights: F64) -> None:
-        """Go to the mixture of the latest steps."""
+        """Go to the mixture of the latest steps. Raises ValueError where that is no place to go to."""
         places, steps = (np.array(kept[-len(weights) :]) for kept in (self._places, self._steps))
-        self.at = np.asarray(weights @ (places + steps))
+        with np.errstate(over="ignore", invalid="ignore"):
+            self.at = _bounded(np.asarray(weights @ (places + steps)), "coefficients")
 
 
 @dataclass
@@ -55,19 +58,34 @@ class Mixture:
     _gram: F64 = field(default_factory=lambda: np.zeros((0, 0)))
 
     def add(self, products: F64) -> float:
-        """Take the sum of both sides' :meth:`Block.products`, float64 (t + 1,). Returns ⟨f_t, f_t⟩."""
+        """Take the sum of both sides' :meth:`Block.products`, float64 (t + 1,). Returns ⟨f_t, f_t⟩.
+
+        Raises:
+            ValueError: they are not finite, or beyond any step's.
+        """
         size = len(products)
         gram = np.zeros((size, size))
         gram[:-1, :-1] = self._gram
-        gram[-1], gram[:, -1] = products, products
+        gram[-1], gram[:, -1] = products, _bounded(products, "products")
         self._gram = gram
         return float(products[-1])
 
     @property
     def weights(self) -> F64:
-        """α of the latest steps, float64 (at most _WINDOW,)."""
+        """α of the latest steps, float64 (at most _WINDOW,).
+
+        Raises:
+            ValueError: none follow: the products are not those of any steps.
+        """
         gram = self._gram[-_WINDOW:, -_WINDOW:]
         roots = np.sqrt(np.maximum(np.diag(gram), 1e-300))
-        scaled = gram / np.outer(roots, roots) + 1e-9 * np.eye(len(gram))
-        found = np.linalg.solve(scaled, 1 / roots) / roots
-        return np.asarray(found / found.sum())
+        with np.errstate(all="ignore"):
+            scaled = gram / np.outer(roots, roots) + 1e-9 * np.eye(len(gram))
+            found = np.linalg.solve(scaled, 1 / roots) / roots  # LinAlgError is a ValueError
+            return _bounded(np.asarray(found / found.sum()), "weights")
+
+
+def _bounded(values: F64, what: str) -> F64:
+    if not np.all(np.abs(values) < _LARGEST):  # nor is NaN
+        raise ValueError(f"no finite {what}")
+    return values

@@ -24,6 +24,7 @@ bit.
 from __future__ import annotations
 
 import hashlib
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Protocol
@@ -192,7 +193,8 @@ class Querier(Protocol):
     def ask(self, values: Vectors) -> Answer:
         """Send K ≥ 1 vectors of length n. What is returned gives M·v, int64 (K, R); call it once.
 
-        Sums are exact unless the terms have noise.
+        Sums are exact unless the terms have noise. Where very many queries are on their way, the oldest are decoded
+        before the next is sent.
         """
 
 
@@ -287,6 +289,14 @@ def _seed(channel: Channel) -> bytes:
 # --- lwe: both roles ---------------------------------------------------------------------------------
 
 
+@dataclass(eq=False)
+class _Asked:
+    """A query on its way: what decodes its answer, and the sums once it has come."""
+
+    secrets: NDArray[np.int8]
+    sums: NDArray[np.int64] | None = None
+
+
 @dataclass
 class _LweQuerier:
     channel: Channel
@@ -295,11 +305,37 @@ class _LweQuerier:
     plan: lwe.Plan
     noise: Noise | None
     answered: int = 0
+    awaited: deque[_Asked] = field(default_factory=deque)
 
     def ask(self, values: Vectors) -> Answer:
-        asked = [slice(start, start + AT_ONCE) for start in range(0, len(values), AT_ONCE)]
-        secrets = [self._send(values, vectors) for vectors in asked]
-        return lambda: np.concatenate([self._decode(secret) for secret in secrets])
+        asked = [self._ask(values, slice(start, start + AT_ONCE)) for start in range(0, len(values), AT_ONCE)]
+        return lambda: np.concatenate([self._sums(query) for query in asked])
+
+    def _ask(self, values: Vectors, vectors: slice) -> _Asked:
+        while self._too_many(len(range(len(values))[vectors])):
+            self._take()
+        query = _Asked(self._send(values, vectors))
+        self.awaited.append(query)
+        return query
+
+    def _too_many(self, count: int) -> bool:
+        """Whether an answer must be taken before ``count`` more vectors are sent.
+
+        The holder answers while this side sends. If it had more to say than this side takes in meanwhile, it would wait
+        to answer and this side to send.
+        """
+        limits = self.channel.limits
+        answers = 8 * self.plan.rows * (sum(len(query.secrets) for query in self.awaited) + count)
+        return len(self.awaited) > 0 and (2 * len(self.awaited) >= limits.ahead or 2 * answers > limits.message)
+
+    def _take(self) -> None:
+        query = self.awaited.popleft()
+        query.sums = self._decode(query.secrets)
+
+    def _sums(self, query: _Asked) -> NDArray[np.int64]:
+        while query.sums is None:
+            self._take()
+        return query.sums
 
     def _send(self, values: Vectors, vectors: slice) -> NDArray[np.int8]:
         count = len(range(len(values))[vectors])

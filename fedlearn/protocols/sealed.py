@@ -264,14 +264,15 @@ def _rounds_active(channel: Channel, glm: Glm, data: ActiveData, side: _Side, bl
         gradient = np.concatenate([[intercept], whole]) / data.universe
         gradient[1:] -= glm.l2 * block.at[1:]
         own = block.products(gradient)
-        size = mixture.add(own + _finite(channel, part.products, len(own)))
+        size = _added(channel, mixture, own, part.products)
         changes.append(float(np.sqrt(max(size, 0.0) * rows.weight.sum())))
         more = changes[-1] > _least_change(glm) and len(changes) < glm.max_steps
+        if more:
+            _move(channel, block, mixture)  # before this side's own message: an error names the peer's
         channel.send(pb.SealedStep(products=own.tolist(), more=more))
         channel.progress(len(changes), glm.max_steps, "rounds at most")
         if not more:
             return changes
-        block.move(mixture.weights)
 
 
 def _residual_active(channel: Channel, key: bfv.Key, glm: Glm, data: ActiveData, eta: F64, weight: F64) -> U64:
@@ -331,14 +332,14 @@ def fit_passive(channel: Channel, contract: Contract, data: PassiveData) -> tupl
             own = block.products(side.gradient(share) / universe - glm.l2 * block.at)
             channel.send(pb.SealedPart(sum=_total(share) % T, products=own.tolist()))
             step = channel.receive(pb.SealedStep)
-            mixture.add(own + _finite(channel, step.products, len(own)))
+            _added(channel, mixture, own, step.products)
             steps += 1
             channel.progress(steps, glm.max_steps, "rounds at most")
             if not step.more:
                 break
             if steps == glm.max_steps:
                 raise channel.misbehaved(BeyondContract, f"asked for more than {glm.max_steps} rounds")
-            block.move(mixture.weights)
+            _move(channel, block, mixture)
     said = channel.receive(pb.SealedResult)
     if not hmac.compare_digest(said.model_id, model_id(channel, contract)):
         raise channel.misbehaved(Malformed, "named another model than this session's")
@@ -458,11 +459,25 @@ def _rounded_up(information: float) -> float:
     return float(2.0 ** (np.ceil(4 * np.log2(information)) / 4))
 
 
-def _finite(channel: Channel, values: object, due: int) -> F64:
-    array = np.array(values, np.float64)
-    if array.shape != (due,) or not np.isfinite(array).all():
-        raise channel.misbehaved(WrongLength, f"sent {array.size} products of steps where {due} finite ones were due")
-    return array
+def _added(channel: Channel, mixture: Mixture, own: F64, theirs: object) -> float:
+    """Both sides' products of steps, added up and given to the mixture, whose answer is returned."""
+    array = np.array(theirs, np.float64)
+    if array.shape != own.shape or not np.isfinite(array).all():
+        raise channel.misbehaved(
+            WrongLength, f"sent {array.size} products of steps where {own.size} finite ones were due"
+        )
+    try:
+        return mixture.add(own + array)
+    except ValueError as error:
+        raise channel.misbehaved(Malformed, f"sent products that no steps have ({error})") from None
+
+
+def _move(channel: Channel, block: Block, mixture: Mixture) -> None:
+    """Go to the mixture. What the peer said decides where that is: NaN would be in every share from there on."""
+    try:
+        block.move(mixture.weights)
+    except ValueError as error:
+        raise channel.misbehaved(Malformed, f"sent products that no steps have ({error})") from None
 
 
 def _slots(values: I64) -> U64:

@@ -21,6 +21,7 @@ of every row (see :mod:`fedlearn.crypto.ot`). The number of rows is bounded by t
 
 from __future__ import annotations
 
+from collections import deque
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -75,8 +76,21 @@ _ROWS = 1 << 16
 # Rows that are prepared for at most: some 100 bytes of memory each.
 _PREPARED = 1 << 20
 
+# Rows on their way at most, before their bits are taken: up to 32 bytes each way.
+_AWAITED = 1 << 20
+
 
 # --- receiver ----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Sent:
+    """A batch on its way: what opens the answer, and the call's bits so far, which it will join."""
+
+    choices: U8
+    options: int
+    pads: U8
+    into: list[U8]
 
 
 @dataclass
@@ -99,7 +113,10 @@ class Receiver:
         return self.choose_all([(choices, options)], blank=blank)[0]
 
     def choose_all(self, calls: list[tuple[U8, int]], *, blank: bool = False) -> list[U8]:
-        """Calls that the sender serves one after another: all are sent before the first answer is awaited.
+        """Calls that the sender serves one after another: sent before the first answer is awaited, unless too many.
+
+        The answers must find room at this end while it sends: with too many batches on their way the sender would wait
+        to answer and this side to send, for ever. From then on the oldest answer is taken before a batch is sent.
 
         Args:
             calls: for each, choices uint8 (n,), below the number of options, or equal to it for no bit, if ``blank``;
@@ -122,19 +139,17 @@ class Receiver:
         if rows > self.allowed:
             raise OverBudget(f"oblivious transfers for {rows} rows are over the {self.allowed} of the session")
         self.asked = rows
-        batches = [
-            [(choices[i : i + _ROWS], options) for i in range(0, len(choices), _ROWS)] for choices, options in calls
-        ]
-        pads = [[self._ask(batch, options, blank) for batch, options in call] for call in batches]
-        return [
-            np.concatenate(
-                [
-                    np.empty(0, np.uint8),
-                    *(self._open(batch, own, options) for (batch, options), own in zip(call, kept, strict=True)),
-                ]
-            )
-            for call, kept in zip(batches, pads, strict=True)
-        ]
+        found = [[np.empty(0, np.uint8)] for _ in calls]
+        sent = deque[_Sent]()
+        for into, (choices, options) in zip(found, calls, strict=True):
+            for first in range(0, len(choices), _ROWS):
+                batch = choices[first : first + _ROWS]
+                while self._too_many(sent, len(batch)):
+                    self._open(sent.popleft())
+                sent.append(self._ask(batch, options, blank, into))
+        while sent:
+            self._open(sent.popleft())
+        return [np.concatenate(parts) for parts in found]
 
     def prepare(self, rows: int, options: int, *, blank: bool = False) -> None:
         """Make ready, while there is nothing better to do, what the next call needs whatever its rows choose.
@@ -147,20 +162,25 @@ class Receiver:
             for first in range(0, min(rows, _PREPARED), _ROWS):
                 self._end.prepare(min(_ROWS, rows - first), options + blank)
 
-    def _ask(self, choices: U8, options: int, blank: bool) -> U8:
+    def _too_many(self, sent: deque[_Sent], rows: int) -> bool:
+        """Whether an answer must be taken before ``rows`` more are sent."""
+        awaited = sum(len(batch.choices) for batch in sent)
+        return 2 * len(sent) >= self.channel.limits.ahead or (awaited > 0 and awaited + rows > _AWAITED)
+
+    def _ask(self, choices: U8, options: int, blank: bool, into: list[U8]) -> _Sent:
         words, masked, pads = self._end.extend(choices, options + blank)
         self.channel.send(pb.TransferColumns(rows=len(choices), options=options, blank=blank, words=words), masked)
-        return pads
+        return _Sent(choices, options, pads, into)
 
-    def _open(self, choices: U8, pads: U8, options: int) -> U8:
+    def _open(self, sent: _Sent) -> None:
+        """Wait for the answer to the oldest batch that has none."""
         answer = self.channel.receive(pb.TransferBits)
-        bits, due = self.channel.bulk, options * len(pads)
-        if answer.rows != len(choices) or len(bits) != due:
+        rows, bits, due = len(sent.choices), self.channel.bulk, sent.options * len(sent.pads)
+        if answer.rows != rows or len(bits) != due:
             raise self.channel.misbehaved(
-                WrongLength,
-                f"answered {answer.rows} rows in {len(bits)} bytes where {len(choices)} in {due} were due",
+                WrongLength, f"answered {answer.rows} rows in {len(bits)} bytes where {rows} in {due} were due"
             )
-        return ot.open_bits(bits, pads, choices, options)
+        sent.into.append(ot.open_bits(bits, sent.pads, sent.choices, sent.options))
 
 
 def open_receiver(channel: Channel, allowed: int) -> Receiver:
