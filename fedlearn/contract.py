@@ -32,8 +32,11 @@ Kind = Literal["number", "category"]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,62}$")]
 
 
+_WEEK = 7 * 86_400  #: seconds that one may wait at most
+
+
 class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class Key(_Strict):
@@ -233,6 +236,10 @@ class Boost(_Strict):
             raise ValueError("metric auc needs objective logistic")
         if self.metric in ("rmse", "mae") and self.objective == "softmax":
             raise ValueError("metrics rmse and mae need a number to predict")
+        if self.metric == "error" and self.objective not in ("logistic", "softmax"):
+            raise ValueError("metric error needs objective logistic or softmax")
+        if self.scale_pos_weight != 1.0 and self.objective != "logistic":
+            raise ValueError("scale_pos_weight needs objective logistic")
         return self
 
 
@@ -281,6 +288,9 @@ class Glm(_Strict):
             raise ValueError("least_iv needs woe = true")
         if self.woe and self.family != "logistic":
             raise ValueError("woe needs family logistic")
+        codes = max((len(set(values)) for values in self.special.values()), default=0)
+        if self.woe and self.bins + codes > 255:
+            raise ValueError(f"bins and the {codes} values that are codes of their own must not exceed 255 together")
         if self.select.p_value and (self.l1 or self.disclosure == "none"):
             raise ValueError("select.p_value needs standard errors: disclosure score and no l1")
         if self.disclosure == "none" and (self.family != "logistic" or self.l1 or self.statistics):
@@ -517,6 +527,7 @@ class Contract(_Strict):
         self._check_statistics()
         if self.label.offset is not None and (self.glm is None or self.label.offset in self.active.features):
             raise ValueError("[label] offset needs [glm], and cannot also be a feature")
+        self._check_codes()
         softmax = self.boost.objective == "softmax"
         if softmax != bool(self.label.classes) or len(set(self.label.classes)) != len(self.label.classes):
             raise ValueError("[label] classes must list distinct values with objective softmax, and only then")
@@ -542,6 +553,12 @@ class Contract(_Strict):
         if self.label.column in self.active.features:
             raise ValueError("the label column cannot also be a feature")
         return self
+
+    def _check_codes(self) -> None:
+        named = self.scorecard.codes.items() if self.scorecard is not None else ()
+        for side in (self.active, self.passive):
+            if len({code for column, code in named if column in side.features}) > 255:
+                raise ValueError(f"[scorecard] codes has more than 255 different codes for columns of {side.name!r}")
 
     def _check_out_of_time(self) -> None:
         later = self.out_of_time
@@ -683,16 +700,16 @@ class Network(_Strict):
 
     listen: str | None = None
     connect: str | None = None
-    connect_seconds: float = Field(60, gt=0)
-    silence_seconds: float = Field(15, ge=4, description="at least two heartbeats of 2 s")
-    step_seconds: float = Field(1800, gt=0)
+    connect_seconds: float = Field(60, gt=0, le=_WEEK)
+    silence_seconds: float = Field(15, ge=4, le=_WEEK, description="at least two heartbeats of 2 s")
+    step_seconds: float = Field(1800, gt=0, le=_WEEK)
 
     @field_validator("listen", "connect")
     @classmethod
     def _host_port(cls, value: str | None) -> str | None:
         if value is not None:
             host, _, port = value.rpartition(":")
-            if not host or not port.isdigit() or not 0 < int(port) < 65536:
+            if not host or not port.isdigit() or not 0 < int(port) < 65536 or not _is_host(host):
                 raise ValueError("must be host:port")
         return value
 
@@ -870,6 +887,15 @@ def load_party(path: Path, overrides: dict[str, Any] | None = None) -> PartyFile
     )
 
 
+def _is_host(name: str) -> bool:
+    """Whether this can be a host's name or address: no part of a name is empty or over 63 characters."""
+    try:
+        name.encode("idna")
+    except UnicodeError:
+        return False
+    return True
+
+
 def _read_toml(path: Path) -> dict[str, Any]:
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))
@@ -877,6 +903,8 @@ def _read_toml(path: Path) -> dict[str, Any]:
         raise FileMissing(f"cannot read {path}: {error.strerror}") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise BadConfig(f"{path} is not valid TOML: {error}") from None
+    except RecursionError:
+        raise BadConfig(f"{path} is not valid TOML: it is nested too deeply") from None
 
 
 def _validate(model: type[T], raw: dict[str, Any], path: Path) -> T:

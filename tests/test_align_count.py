@@ -92,6 +92,14 @@ def test_each_key_is_counted_alone() -> None:
         assert a.shared == p.shared == a.size == 2
 
 
+def test_a_key_that_one_side_does_not_have() -> None:
+    columns = ([[None, None], ["2", "3"]], [["a"], ["2"]])
+    sides = [[pa.array(column, pa.string()) for column in side] for side in columns]
+    for active, passive in (sides, sides[::-1]):
+        a, p = run(several("cardinality", "ot"), active, passive)
+        assert a.by_key == p.by_key == (0, 1)
+
+
 def test_ledgers_and_progress() -> None:
     reports = []
 

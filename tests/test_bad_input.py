@@ -185,6 +185,16 @@ MISTAKES: dict[str, tuple[Callable[[Pair], object], type[FedlearnError], tuple[s
         BadConfig,
         ("party.toml", "network"),
     ),
+    "no host": (
+        lambda p: p.settings["bank"].update(network={"connect": "a..b:5000"}),
+        BadConfig,
+        ("party.toml", "host:port"),
+    ),
+    "waits for ever": (
+        setting("network", connect_seconds=float("inf")),
+        BadConfig,
+        ("party.toml", "network.connect_seconds"),
+    ),
     "not a party": (lambda p: p.settings["bank"].update(party="broker"), BadConfig, ("'broker'", "'test'")),
     "contract expired": (lambda p: p.contract.update(expires="2020-01-31"), ContractExpired, ("'test'", "2020-01-31")),
     "certificate expired": (certificate("expired"), BadCertificate, ("bank.pem", "expired on")),
@@ -215,6 +225,7 @@ def test_own_mistakes_are_found_before_anybody_connects(make: Make, alone: Alone
         ("table.csv", "", EmptyTable, ("table.csv", "empty")),
         ("contract.toml", "name = ", BadConfig, ("contract.toml", "not valid TOML")),
         ("party.toml", "[[[", BadConfig, ("party.toml", "not valid TOML")),
+        ("party.toml", f"x = {'[' * 100_000}", BadConfig, ("party.toml", "not valid TOML")),
         ("party.toml", "", BadConfig, ("party.toml", "field")),
     ],
 )

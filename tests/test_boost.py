@@ -1,6 +1,7 @@
 """Joint boosting against XGBoost, LightGBM and NumPy, and against peers that do not keep to the protocol."""
 
 import json
+import os
 from collections.abc import Callable
 from dataclasses import replace
 from functools import cache
@@ -267,12 +268,14 @@ def test_least_child_size():
         assert (forest.left >= 0).sum() >= 4
 
 
-def best_split(sums: np.ndarray, ordered: bool, mask: np.ndarray, least_size: int = 1) -> tuple[float, int]:
+def best_split(
+    sums: np.ndarray, ordered: bool, mask: np.ndarray, least_size: int = 1, monotone: int = 0
+) -> tuple[float, int]:
     """Of one feature, with L2 of 1 and no other rule."""
     rules = np.array([0.0, 1.0, 0.0, 0.0, least_size])
     gain, feature, _, _ = kernel.best_split(
-        sums, np.array([0, len(sums)]), np.array([ordered]), np.zeros(1, np.int8), np.array([True]), np.ones(2),
-        rules, np.zeros(1), -np.inf, np.inf, mask,
+        sums, np.array([0, len(sums)]), np.array([ordered]), np.array([monotone], np.int8), np.array([True]),
+        np.ones(2), rules, np.zeros(1), -np.inf, np.inf, mask,
     )  # fmt: skip
     return gain, feature
 
@@ -308,6 +311,47 @@ def test_empty_bins_of_an_order_go_with_their_neighbours():
         assert gain == again
         heavier = sums[left, 1].sum() != sums[~left, 1].sum()
         assert not heavier or gain == 0 or (left == other).all() or (left == ~other).all()
+
+
+def test_missing_values_on_either_side_of_all_others_under_a_constraint():
+    """Against every division of the bins, and the same whichever way the peer numbered them."""
+    rng = np.random.default_rng(2)
+    for _ in range(300):
+        regular = int(rng.integers(1, 6))
+        sums = np.column_stack([rng.integers(-50, 50, regular + 1), rng.integers(1, 50, regular + 1)])
+        if rng.random() < 0.2:
+            sums[regular] = 0
+        due = max([0.0, *(gain for gain, rises in divisions(sums) if rises)])
+        order = [*range(regular)[::-1], regular]
+        for shown, monotone in ((sums, 1), (sums[order], -1)):
+            gain, _ = best_split(shown, True, np.zeros(kernel.MASK, np.uint8), monotone=monotone)
+            assert gain == pytest.approx(due)
+
+
+def divisions(sums: np.ndarray) -> list[tuple[float, bool]]:
+    """Gain of each cut with missing values on either side, and whether weights do not fall from low to high bins."""
+    found = []
+    whole = sums.sum(axis=0)
+    for cut in range(len(sums)):
+        for missing_low in (False, True):
+            low = sums[:cut].sum(axis=0) + missing_low * sums[-1]
+            high = whole - low
+            if low[1] and high[1]:
+                weights = [-g / (h + 1) for g, h in (low, high)]
+                gain = sum(g * g / (h + 1) for g, h in (low, high)) - whole[0] ** 2 / (whole[1] + 1)
+                found.append((gain, weights[1] >= weights[0]))
+    return found
+
+
+def test_a_tie_is_broken_alike_whichever_way_bins_are_numbered():
+    sums, sides = np.array([[-50, 100], [0, 0], [50, 100], [0, 0]]), []
+    for order in ([0, 1, 2, 3], [2, 1, 0, 3]):
+        mask = np.zeros(kernel.MASK, np.uint8)
+        best_split(sums[order], True, mask)
+        left = np.empty(4, bool)
+        left[order] = np.unpackbits(mask, bitorder="little")[:4]
+        sides.append(left == left[0])  # with the low bin, whichever side that is
+    assert sides[0].tolist() == sides[1].tolist()
 
 
 def test_least_child_weight_gamma_and_depth():
@@ -586,6 +630,14 @@ def test_tables_that_no_forest_is(saved, data):
         return
     sides = np.zeros((loaded.passive_splits, -(-case.table.rows // 8)), np.uint8)
     assert np.isfinite(loaded.forest.margins(case.active.rows.bins, sides, case.active.position)).all()
+
+
+def test_what_a_killed_run_left_blocks_no_other(tmp_path):
+    """In a container every run has the same process ID."""
+    (tmp_path / f".model.partial-{os.getpid()}").mkdir()
+    with shares.staged(tmp_path / "model") as folder:
+        (folder / "file").touch()
+    assert (tmp_path / "model" / "file").exists()
 
 
 def test_nothing_half_written(tmp_path):

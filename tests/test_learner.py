@@ -6,10 +6,13 @@ from typing import Any
 import numpy as np
 import pytest
 import xgboost
+from pydantic import ValidationError
 from sklearn import metrics
 from sklearn.ensemble import RandomForestClassifier
 from sklearn.metrics import roc_auc_score
 
+from fedlearn.contract import Boost
+from fedlearn.errors import NoOverlap
 from fedlearn.learner import booster
 from fedlearn.learner.objective import objective_of
 from fedlearn.protocols import boost
@@ -162,7 +165,7 @@ def half_mse(label: np.ndarray, mean: np.ndarray) -> float:
 METRICS = {
     "logistic": ("loss", "error", "auc", "rmse", "mae"),
     "softmax": ("loss", "error"),
-    "squared": ("loss", "error", "rmse", "mae"),
+    "squared": ("loss", "rmse", "mae"),
 }
 
 
@@ -189,6 +192,43 @@ def test_early_stopping_follows_the_metric(objective, metric):
     }[metric]()
     assert min(fit.history) == pytest.approx(best)
     assert fit.forest.trees == len(margins) * (1 + int(np.argmin(fit.history)))
+
+
+def test_small_numbers_are_no_reason_to_stop():
+    """Rates and shares of a thousandth: what improves them is small too."""
+    columns, signal = grid(600, 3)
+    fit = Case(
+        columns, labels("squared", signal) / 4096, 2, objective="squared", trees=60, depth=3, validation=0.3,
+        early_stopping=4,
+    ).fit_pooled()  # fmt: skip
+    assert fit.forest.trees == 1 + int(np.argmin(fit.history)) > 10
+
+
+@pytest.mark.parametrize(
+    "parameters",
+    [
+        {"objective": "squared", "metric": "error"},
+        {"objective": "poisson", "metric": "error"},
+        {"objective": "poisson", "scale_pos_weight": 2.0},
+        {"objective": "softmax", "scale_pos_weight": 2.0},
+        {"objective": "squared", "start": float("nan")},
+        {"learning_rate": float("inf")},
+    ],
+)
+def test_settings_without_a_meaning_are_refused(parameters):
+    with pytest.raises(ValidationError):
+        Boost(**parameters)
+
+
+def test_auc_needs_both_labels_among_the_rows_that_validate():
+    columns, _ = grid(600, 3)
+    rare = np.zeros(600)
+    case = Case(columns, rare, 2, metric="auc", trees=3, validation=0.1, early_stopping=2)
+    train = booster.split_of(600, case.settings).train
+    rare[train[:5]] = 1
+    case = Case(columns, rare, 2, metric="auc", trees=3, validation=0.1, early_stopping=2)
+    with pytest.raises(NoOverlap, match="metric auc needs both"):
+        case.train()
 
 
 # --- monotone ----------------------------------------------------------------------------------------

@@ -135,6 +135,10 @@ def test_code_length_is_the_least_that_is_enough(pairs: int) -> None:
     assert bits % 8 == 0
 
 
+def test_no_items_have_no_codes() -> None:
+    assert oprf.codes(np.empty((0, 8), np.uint32), bytes(16)).shape == (4, 0, 4)
+
+
 def test_code_words_are_aes_and_distances_those_of_coins() -> None:
     items = np.random.default_rng(1).integers(0, 2**32, (20_000, 4), np.uint32)
     words = oprf.codes(items, TAG)

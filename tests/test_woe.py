@@ -302,6 +302,7 @@ def put(field: str, value: Any) -> Any:
         ("active", pb.WoePlan, put("woe", [0.0]), WrongLength),
         ("active", pb.WoePlan, put("group", [0] * 33), Malformed),
         ("active", pb.WoePlan, put("iv", [float("nan")] * 4), WrongLength),
+        ("active", pb.WoePlan, put("groups", [2**31, 2, 2, 2]), WrongLength),
     ],
 )
 def test_messages_out_of_line(role: str, kind: Any, change: Any, error: type[FedlearnError]) -> None:

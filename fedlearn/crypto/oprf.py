@@ -140,6 +140,8 @@ def draw_items(count: int) -> U32:
 def codes(items: U32, tag: bytes) -> U32:
     """C of each item uint32 (n, 4), in planes of 128 bits: uint32 (4, n, 4)."""
     out = np.empty((4, len(items), _ITEM_WORDS), np.uint32)
+    if not len(items):
+        return out
     source = memoryview(np.ascontiguousarray(items)).cast("B")  # type: ignore[arg-type]
 
     def plane(k: int) -> None:

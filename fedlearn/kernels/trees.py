@@ -328,13 +328,16 @@ def best_split(
                 ratio[b] = sums[begin + b, 0] * units[0] / (h + l2) if h + l2 > 0 else 0.0
             order = np.argsort(ratio, kind="mergesort")
         g, h, n = 0, 0, 0
-        for cut in range(regular):
-            r = begin + order[cut]
-            g += sums[r, 0]
-            h += sums[r, 1]
-            if counted:
-                n += sums[r, 2]
-            for missing_left in range(1 if none_missing else 2):
+        # All present values against the missing ones: with a constraint it matters which of them are on the left.
+        alone = monotone[f] != 0 and not none_missing
+        for cut in range(-1 if alone else 0, regular):
+            if cut >= 0:
+                r = begin + order[cut]
+                g += sums[r, 0]
+                h += sums[r, 1]
+                if counted:
+                    n += sums[r, 2]
+            for missing_left in range(0 if cut >= 0 else 1, 1 if none_missing else 2):
                 gl, hl, nl = g, h, n
                 if missing_left:
                     gl, hl, nl = g + mg, h + mh, n + mn
@@ -359,7 +362,7 @@ def best_split(
                     gain -= _NOISE_CUT * spread * units[0] ** 2 * (1 / (lh + l2) + 1 / (rh + l2))
                 if gain > best:
                     best, best_feature, best_g, best_h = gain, f, lg, lh
-                    heavier_left = hl > hr
+                    heavier_left = hl > hr or (hl == hr and gl > gr)
                     _left_bins(sums[begin:last], order, cut, ordered[f], heavier_left, mask)
                     if missing_left or (none_missing and heavier_left):
                         _set_bit(mask, regular)

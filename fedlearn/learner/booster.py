@@ -329,7 +329,7 @@ def _judge(model: Model, rows: Rows, boost: Boost, objective: Objective) -> None
     value = _metric(model, rows, boost, objective)
     model.history.append(value)
     trees = len(model.output)
-    if model.best is None or value < model.best[0] - 1e-7:
+    if model.best is None or value < model.best[0]:
         model.best = (value, trees, model.margins.copy())
     elif boost.early_stopping:
         rounds_since = (trees - model.best[1]) // objective.outputs

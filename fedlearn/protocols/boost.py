@@ -84,7 +84,11 @@ def _table(sides: Reveals) -> Table:
                 pb.BoostResume,
                 BOTH,
                 (START, "BoostResume"),
-                Reveals("from which round an earlier session goes on; this ledger adds to that session's", lambda _: 0),
+                Reveals(
+                    "from which round an earlier session goes on, and what was spent so far; this ledger adds to that "
+                    "session's",
+                    _totals,
+                ),
             ),
             Message(
                 pb.BoostEarlier,
@@ -130,6 +134,12 @@ def _table(sides: Reveals) -> Table:
             Message(pb.BoostSaved, BOTH, ("BoostFinish", "BoostSaved"), nothing("an acknowledgement")),
         ),
     )
+
+
+def _totals(message: pb.BoostResume) -> int:
+    """Only the passive side tells any."""
+    told = (message.vectors_spent, message.splits_spent, message.transfers_spent, message.kl_spent)
+    return sum(total > 0 for total in told)
 
 
 def _ones(rows: list[bytes]) -> int:
@@ -760,12 +770,7 @@ def cross_validate(
         NaN without folds and for rows that do not train; and the final fit.
     """
     boost = contract.boost
-    fold, training = np.full(len(rows.label), -1, np.int64), rows.training
-    fold[training] = booster.folds_of(rows.label[training], boost)
-    rest = np.ones(len(fold), np.bool_)
-    rest[training] = False
-    splits = [booster.split_of(len(fold), boost, rest | (fold == k)) for k in range(boost.folds)]
-    splits.append(booster.split_of(len(fold), boost, rest))
+    fold, splits = _splits(rows, boost)
     models = None if begin is None else begin(splits)
     fits = booster.fit(
         rows,
@@ -783,6 +788,16 @@ def cross_validate(
     return fold, held_out, fits[-1]
 
 
+def _splits(rows: Rows, boost: Boost) -> tuple[I64, list[booster.Split]]:
+    """Fold of each row, int64 (m,), -1 without one; and the rows of each fold's model, then those of the final one."""
+    fold, training = np.full(len(rows.label), -1, np.int64), rows.training
+    fold[training] = booster.folds_of(rows.label[training], boost)
+    rest = np.ones(len(fold), np.bool_)
+    rest[training] = False
+    splits = [booster.split_of(len(fold), boost, rest | (fold == k)) for k in range(boost.folds)]
+    return fold, [*splits, booster.split_of(len(fold), boost, rest)]
+
+
 def _check_labels(rows: Rows, contract: Contract) -> None:
     least, training = max(10, 2 * least_size(contract)), rows.training
     if len(training) < least:
@@ -791,6 +806,14 @@ def _check_labels(rows: Rows, contract: Contract) -> None:
         if values.min() == values.max():
             which = f" {column!r}" if contract.label.also else ""
             raise NoOverlap(f"all {len(values)} aligned rows have the same label{which}, so there is nothing to learn")
+    if contract.boost.metric == "auc" and contract.boost.validation:
+        for split in _splits(rows, contract.boost)[1]:
+            values = np.atleast_2d(rows.targets)[:, split.valid]
+            if len(split.valid) and (values.min(axis=1) == values.max(axis=1)).any():
+                raise NoOverlap(
+                    f"metric auc needs both label values among the {values.shape[1]} rows that validate: "
+                    "agree a larger [boost] validation, or metric loss"
+                )
 
 
 # --- passive -----------------------------------------------------------------------------------------

@@ -257,6 +257,7 @@ def _plan(channel: Channel, plan: pb.WoePlan, sizes: I64) -> list[Told]:
     groups, group = np.array(plan.groups, np.int64), np.array(plan.group, np.int64)
     woe, iv = np.array(plan.woe, np.float64), np.array(plan.iv, np.float64)
     fits = len(groups) == len(iv) == len(sizes) and len(group) == sizes.sum() and len(woe) == groups.sum()
+    fits = fits and bool(((groups > 0) & (groups <= sizes)).all())
     if not fits or not np.isfinite(woe).all() or not np.isfinite(iv).all():
         raise channel.misbehaved(WrongLength, f"planned groups of {len(group)} bins where {sizes.sum()} were due")
     found = []
