@@ -4,6 +4,7 @@ import gzip
 from datetime import date
 from decimal import Decimal
 
+import duckdb
 import numpy as np
 import pandas as pd
 import pyarrow as pa
@@ -310,6 +311,59 @@ def test_repeats_are_found_in_groups_of_identifiers_too(ids):
 def test_fractions_are_no_identifiers():
     with pytest.raises(BadConfig, match=r"column 'id' of t holds a number in row 2"):
         make_table([1.0, 2.5], {"a": [1, 2]}, {"a": "number"}, source="t")
+    with pytest.raises(BadConfig, match=r"column 'id' of t holds a number in row 2"):
+        make_table(pa.array([1.0, 2.5]).dictionary_encode(), {"a": [1, 2]}, {"a": "number"}, source="t")
+
+
+@pytest.mark.parametrize("how", ["digits", "text", "exact", "integer"])
+@pytest.mark.parametrize("name", ["t.parquet", "t.duckdb"])
+def test_decimals_are_identifiers_as_other_whole_numbers_are(tmp_path, how, name):
+    def read(ids, scale=2):
+        path, query = tmp_path / name, None
+        path.unlink(missing_ok=True)
+        decimals = pa.array([one and Decimal(one) for one in ids], pa.decimal128(30, scale))
+        frame = pa.table({"id": decimals, "a": range(len(ids))})
+        if name == "t.parquet":
+            pq.write_table(frame, path)
+        else:
+            query = "SELECT * FROM t"
+            with duckdb.connect(str(path)) as made:
+                made.execute("CREATE TABLE t AS SELECT * FROM frame")
+        key = Key(column="id", normalise=how, nulls="drop")
+        return load_table(Data(path=path, query=query, missing=["9"]), key, {"a": "number"}, None, 100).ids.to_pylist()
+
+    assert read(["123.00", None, "120", "9", "0"]) == ["123", "120", "0"]
+    assert read(["123", "0", "10"], scale=10) == ["123", "0", "10"]
+    for odd in ("1.50", "0.05", "100.01"):
+        with pytest.raises(BadConfig, match=r"column 'id' of .* holds a number in row 3 that cannot be an identifier"):
+            read(["1", None, odd])
+    with pytest.raises(BadConfig, match="in row 2"):
+        read(["1", "0.0000000001"], scale=10)
+
+
+@pytest.mark.parametrize(
+    "kind", [pa.decimal128(10, 2), pa.decimal32(7, 2), pa.decimal256(60, 20), pa.decimal128(5, -2)]
+)
+def test_decimals_of_every_width(kind):
+    ids = pa.array([Decimal(300), Decimal(-12300), Decimal(0)], kind)
+    for values in (ids, pa.DictionaryArray.from_arrays(pa.array([0, 1, 2]), ids)):
+        read = make_table(values, {"a": [1, 2, 3]}, {"a": "number"}, key=Key(column="id", normalise="exact"))
+        assert read.ids.to_pylist() == ["300", "-12300", "0"]
+
+
+def test_decimals_as_categories_keep_their_scale():
+    columns = {"a": pa.array([Decimal("1.50"), Decimal(2)], pa.decimal128(10, 2))}
+    assert texts(make_table(["x", "y"], columns, {"a": "category"}).columns["a"]) == ["1.50", "2.00"]
+    columns = {"a": pa.array([Decimal(300), Decimal(0)], pa.decimal128(5, -2))}
+    assert texts(make_table(["x", "y"], columns, {"a": "category"}).columns["a"]) == ["300", "0"]
+
+
+@pytest.mark.parametrize("wrap", [list, pd.Series, lambda ids: np.array(ids, object)])
+def test_whole_numbers_beyond_64_bits(wrap):
+    ids = wrap([2**70, 5, None])
+    read = make_table(ids, {"a": ids}, {"a": "number"}, key=Key(column="id", normalise="digits", nulls="drop"))
+    assert read.ids.to_pylist() == [str(2**70), "5"]
+    assert read.columns["a"].tolist() == [2.0**70, 5]
 
 
 # --- files -----------------------------------------------------------------------------------------

@@ -44,6 +44,8 @@ NIF = Key(column="nif", normalise="national-id", scheme="es.nif")
         (NIF, "54362315-K", "54362315K"),  # python-stdnum's own example
         (NIF, "x 2482300 w", "X2482300W"),
         (NIF, "54362315Z", None),
+        (Key(column="id", normalise="national-id", scheme="pt.cc"), "00000000 0 zz4", "000000000ZZ4"),
+        (Key(column="id", normalise="national-id", scheme="pt.cc"), "815٣297", None),
         (Key(column="id", normalise="national-id", scheme="de.idnr"), "36 574 261 809", "36574261809"),
         (Key(column="mail", normalise="email"), " Ana.Ruiz+x@Example.COM ", "ana.ruiz+x@example.com"),
         (Key(column="mail", normalise="email"), "a@bücher.example", "a@xn--bcher-kva.example"),
@@ -52,7 +54,12 @@ NIF = Key(column="nif", normalise="national-id", scheme="es.nif")
         (Key(column="mail", normalise="email"), "@example.com", None),
         (Key(column="u", normalise="uuid"), "{" + UUID + "}", UUID),
         (Key(column="u", normalise="uuid"), "urn:uuid:" + UUID.replace("-", ""), UUID),
+        (Key(column="u", normalise="uuid"), UUID.upper(), UUID),
         (Key(column="u", normalise="uuid"), "1234", None),
+        (Key(column="u", normalise="uuid"), "1_234567812345678123456781234567", None),
+        (Key(column="u", normalise="uuid"), "0x123456781234567812345678123456", None),
+        (Key(column="u", normalise="uuid"), "+1234567812345678123456781234567", None),
+        (Key(column="u", normalise="uuid"), "１" + UUID[1:], None),
         (Key(column="n", normalise="integer"), "+0042", "42"),
         (Key(column="n", normalise="integer"), "-0", "0"),
         (Key(column="n", normalise="integer"), "4.0", None),
@@ -132,6 +139,8 @@ def test_an_invalid_identifier_is_an_error_or_missing(tmp_path: Path) -> None:
     assert read.skipped == {"null_ids": 2, "duplicate_ids": 0}
     with pytest.raises(NullIds):
         table(tmp_path, lenient.model_copy(update={"nulls": "error"}), phone=["612345678", "12"])
+    odd = Key(column="cc", normalise="national-id", scheme="pt.cc", invalid="drop", nulls="drop")
+    assert table(tmp_path, odd, cc=["815٣297", "00000000 0 ZZ4"]).ids.to_pylist() == ["000000000ZZ4"]
 
 
 def test_messages_name_a_few_rows(tmp_path: Path) -> None:

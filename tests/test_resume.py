@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from fedlearn.channel import Ledger
 from fedlearn.cli.main import run as command_line
 from fedlearn.crypto.draws import Draws
 from fedlearn.errors import (
@@ -27,12 +28,13 @@ from fedlearn.errors import (
     WrongModel,
 )
 from fedlearn.kernels import trees as kernel
+from fedlearn.learner.booster import Model, Split
 from fedlearn.models import checkpoint as checkpoints
 from fedlearn.models.checkpoint import Checkpoint
-from fedlearn.models.forest import Forest
+from fedlearn.models.forest import Forest, Growth
 from fedlearn.protocols import boost
 from fedlearn.protocols.align import Alignment
-from fedlearn.protocols.resume import Meter, Spent
+from fedlearn.protocols.resume import Meter, Point, Spent
 from fedlearn.v1 import boost_pb2 as pb
 from fedlearn.v1 import matvec_pb2
 from tests.boosting import Case, meet, mixed, numbers, spoiling
@@ -80,6 +82,7 @@ class Sides:
         at: tuple[Any, int] = (pb.BoostRoundDone, 0),
         contract: Any = None,
         watch: Callable[[Any], Any] | None = None,
+        given: Callable[[Any], Any] | None = None,
     ) -> Any:
         """Train, until one side dies when it sends or receives so many messages of one kind."""
         contract = contract or self.contract
@@ -97,7 +100,8 @@ class Sides:
                     seen = spoiling(channel, matvec_pb2.MatvecQuery, watch) if watch else channel
                     result = boost.train_active(seen, contract, self.case.active, checkpoint=kept, **self.named)
                 else:
-                    result = boost.train_passive(channel, contract, self.case.passive, Draws(KEY), checkpoint=kept)
+                    seen = spoiling(channel, matvec_pb2.MatvecAnswer, given) if given else channel
+                    result = boost.train_passive(seen, contract, self.case.passive, Draws(KEY), checkpoint=kept)
                 kept.remove()
                 return result, channel.ledger
 
@@ -267,12 +271,12 @@ def test_a_killed_process_loses_no_count(tmp_path: Path) -> None:
     seen: list[tuple[int, int]] = []
     counted: list[int] = []
 
-    def look(query: Any) -> None:
-        counted.append(0 if query.first else query.count)  # a query comes in pieces
+    def look(answer: Any) -> None:
+        counted.append(answer.count)
         if (tmp_path / "passive" / "head.json").exists():
             seen.append((sides.load("passive").spent.vectors, sum(counted)))
 
-    sides.attempt(watch=look)
+    sides.attempt(given=look)
     assert len(seen) > 5
     assert all(written >= given for written, given in seen)
 
@@ -357,6 +361,41 @@ def test_the_round_before_serves_when_the_last_is_not_whole(broken: Sides) -> No
     (broken.folder / "active" / only_last).unlink()
     assert [point.round for point in broken.load("active").points] == [kept.points[0].round]
     assert_same(results(broken.attempt(resume=True)), results(whole))
+
+
+def test_a_round_grown_again_has_its_own_margins(tmp_path: Path) -> None:
+    """The active side goes back to round 1 and grows another round 2: its margins are not those of the old one."""
+    rows = np.arange(4)
+    split = Split(rows, rows[:0])
+    binding = {"party": "bank"}
+
+    def grow(kept: Checkpoint, model: Model, value: float) -> None:
+        tree = Growth()
+        tree.roots.append(tree.add())
+        tree.value[0] = value
+        model.growth.append(tree)
+        model.output.append(0)
+        model.margins = model.margins + value
+        model.best = (value, len(model.output), model.margins)
+        kept.save_models(Point(len(model.output), 0, Ledger({}, 0.0)), [model])
+
+    kept = Checkpoint(tmp_path / "active", binding, bytes(16), Alignment(bytes(16), "mutual", 4, 4, rows))
+    model = Model(0, split, np.zeros((1, 4)), np.zeros(1))
+    grow(kept, model, 1.0)
+    grow(kept, model, 2.0)
+
+    kept = checkpoints.load(kept.folder, binding)
+    (model,) = kept.restore_models(kept.points[0], [split])
+    assert (model.margins == 1).all()
+    grow(kept, model, 5.0)
+
+    kept = checkpoints.load(kept.folder, binding)
+    assert [point.round for point in kept.points] == [1, 2]
+    (model,) = kept.restore_models(kept.points[1], [split])
+    assert model.growth.value == [1.0, 5.0]
+    assert (model.margins == 6).all()
+    assert model.best is not None
+    assert (model.best[2] == 6).all()
 
 
 def test_checkpoints_of_two_runs_do_not_meet(tmp_path: Path) -> None:

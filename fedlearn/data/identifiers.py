@@ -139,14 +139,12 @@ def _significant(digits: pa.StringArray, region: Any, main: Any) -> pa.StringArr
 
 def _national(scheme: str) -> Convert:
     """The compact form of a number whose check digit is right."""
-    from stdnum.exceptions import ValidationError
-
     module = _scheme(scheme)
 
     def convert(text: str) -> str | None:
         try:
             return str(module.validate(unicodedata.normalize("NFKC", text)))
-        except ValidationError:
+        except ValueError:  # a ValidationError; or what a module did not foresee, such as digits of other scripts
             return None
 
     return convert
@@ -174,10 +172,9 @@ def _email(text: str) -> str | None:
 
 
 def _uuid(text: str) -> str | None:
-    try:
-        return str(uuid.UUID(text))
-    except ValueError:
-        return None
+    digits = text.replace("urn:", "").replace("uuid:", "").strip("{}").replace("-", "")
+    # uuid.UUID strips the same, but then takes whatever int() does: underscores, 0x, digits of other scripts.
+    return str(uuid.UUID(digits)) if re.fullmatch(r"[0-9a-fA-F]{32}", digits) else None
 
 
 def _integer(text: str) -> str | None:

@@ -661,9 +661,13 @@ def _trimmed(array: pa.Array, absent: pa.StringArray, place: _Place) -> pa.Strin
 
 
 def _identifiers(array: pa.Array, absent: pa.StringArray, place: _Place) -> pa.StringArray:
+    array = _decoded(array)
     texts = _texts(array, place)
-    if pa.types.is_floating(array.type):
-        # Whole numbers that became floats on their way (a column with gaps, say) are fine; fractions are not IDs.
+    decimal = pa.types.is_decimal(array.type)
+    if decimal:  # 123.00 is 123; Arrow writes 0.0000000000 as 0E-10
+        texts = pc.replace_substring_regex(texts, r"^(0)E-[0-9]+$|^(-?[0-9]+)\.0+$", r"\1\2")
+    if decimal or pa.types.is_floating(array.type):
+        # Whole numbers that got a fraction on their way (a column with gaps, say) are fine; fractions are not IDs.
         broken = pc.match_substring_regex(texts, r"[^0-9-]").fill_null(False).to_numpy(zero_copy_only=False)
         if broken.any():
             raise BadConfig(f"{place} holds a number in row {place.row(broken)} that cannot be an identifier")
@@ -671,9 +675,11 @@ def _identifiers(array: pa.Array, absent: pa.StringArray, place: _Place) -> pa.S
 
 
 def _texts(array: pa.Array, place: _Place) -> pa.StringArray:
-    """The column as text; whole numbers in decimal, whatever type they are stored in; NaN as null."""
+    """The column as text; whole numbers without fraction or exponent, but decimals with their scale; NaN as null."""
     array = _decoded(array)
     try:
+        if pa.types.is_decimal(array.type) and array.type.scale < 0:
+            array = array.cast(pa.decimal256(76, 0))  # 300, where Arrow would write 3E+2
         if not pa.types.is_floating(array.type):
             return array.cast(pa.string())
         array = array.cast(pa.float64())
@@ -842,7 +848,8 @@ def _to_arrow(values: Any, place: _Place) -> pa.Array:
         raise BadConfig(f"{place} must have one dimension, not {values.ndim}")
     try:
         array = values if isinstance(values, pa.Array | pa.ChunkedArray) else pa.array(values, from_pandas=True)
-    except (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError):
+    except (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError, OverflowError):
+        # Of mixed types, or whole numbers beyond 64 bits.
         array = pa.array([_mixed(value) for value in values], pa.string())
     except (TypeError, ValueError) as error:
         raise BadConfig(f"{place} cannot be converted: {error}") from None

@@ -223,6 +223,8 @@ class Checkpoint:
     def _go_back(self, point: Point) -> dict[str, Any]:
         """Forget what came after a point; returns what it needs."""
         self._saved = [(other, needs) for other, needs in self._saved if other.round <= point.round]
+        # Files of what is forgotten are no longer right: rounds that are grown again write theirs anew.
+        self._arrays = {name: whole for _, needs in self._saved for name, whole in _arrays_of(needs).items()}
         self._journal.cut(self.folder, self._saved[-1][1]["journal"][0])
         return self._saved[-1][1]
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import secrets
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -114,7 +115,8 @@ def staged(folder: Path) -> Iterator[Path]:
         OutputExists: there is something at ``folder`` already, before or after the block.
     """
     refuse_existing(folder)
-    partial = folder.with_name(f".{folder.name}.partial-{os.getpid()}")
+    # Random: in a container every run has the same process ID, and a killed one leaves its folder.
+    partial = folder.with_name(f".{folder.name}.partial-{secrets.token_hex(8)}")
     partial.mkdir(parents=True)
     try:
         yield partial
