@@ -17,11 +17,11 @@ from fedlearn.contract import Contract, Data, Glm, Kind, Side
 from fedlearn.data import PartyTable, load_table, periods
 from fedlearn.data.design import Codes, Column, Design, Evidence, fit_codes, fit_design, unseen_in
 from fedlearn.data.table import Encode
-from fedlearn.errors import BadLabel, ColumnMissing, OverBudget
+from fedlearn.errors import BadLabel, ColumnMissing, NoOverlap, OverBudget
 from fedlearn.jobs_score import Found, Pieces, run_active, run_passive, write_rows, write_table
 from fedlearn.learner import glm as learner
 from fedlearn.learner.select import redundant
-from fedlearn.learner.woe import Groups, merge, stability
+from fedlearn.learner.woe import Groups, Tenths, merge, stability
 from fedlearn.models import linear as shares
 from fedlearn.models.linear import LinearShare
 from fedlearn.models.pmml import pmml
@@ -153,16 +153,14 @@ def train_active(
     if period is not None:
         early = _Period.of(table, offset, position, period, periods.EARLIER)
         table, offset, position = early.table, early.offset, early.position
-    if table.label is None:
-        raise BadLabel("the active side's table was read without its label")
-    label = table.label.astype(np.float64)
+    label = _labels(contract, table)
     facts: Summary = {}
     evidence, said = None, []
     if glm.woe:
         with channel.phase("woe"):
             evidence, own = own_evidence(table, contract.active, glm)
             theirs, names = woe.evidence_active(
-                channel, contract, woe.Counted.of(table.label.astype(np.int8), position, universe)
+                channel, contract, woe.Counted.of(label.astype(np.int8), position, universe)
             )
         names = names or tuple(f"{contract.passive.name}#{f}" for f in range(len(theirs)))
         facts["iv"] = _ranked({e.codes.bins.name: e.iv for e in evidence} | _ivs(names, theirs))
@@ -189,7 +187,7 @@ def train_active(
     share = LinearShare(
         "active", result.model_id, design, fit.coefficients[1:own_size], float(fit.coefficients[0]),
         None if errors is None else errors[1:own_size], None if errors is None else float(errors[0]),
-        np.quantile(fit.eta, np.arange(1, 10) / 10),
+        Tenths.of(fit.eta),
     )  # fmt: skip
     share = _without(share, {j - 1: p for j, p in fit.dropped.items() if j < own_size}, plan)
     opaque = result.names or tuple(f"{contract.passive.name}#{j}" for j in range(len(fit.coefficients) - own_size))
@@ -220,6 +218,22 @@ def train_active(
     if keep is not None and len(later.position):
         facts |= _judge_later(keep, later, glm, design, fit.coefficients[:own_size], result.later, alone, facts)
     return share, facts
+
+
+def _labels(contract: Contract, table: PartyTable) -> F64:
+    """Labels of the rows to train on, float64 (m,); checked here, before anything that depends on them is sent.
+
+    Raises:
+        NoOverlap, BadLabel: no fit can be had from them.
+    """
+    if table.label is None:
+        raise BadLabel("the active side's table was read without its label")
+    when = contract.out_of_time
+    if when is not None and not table.rows:
+        raise NoOverlap(f"no aligned row is before {when.first} by {when.column!r}, so there is none to train on")
+    label = table.label.astype(np.float64)
+    regression.check_label(label, settings_of(contract))
+    return label
 
 
 @dataclass(frozen=True)
@@ -267,8 +281,8 @@ def train_alone(
     weight = np.ones(table.rows) if table.weight is None else table.weight
     rows = learner.Rows(columns, label, weight, np.zeros(table.rows) if offset is None else offset)
     fit = learner.fit(rows, glm, None, design.names)
-    deciles = np.quantile(fit.eta, np.arange(1, 10) / 10)
-    share = LinearShare("active", model_id, design, fit.coefficients[1:], float(fit.coefficients[0]), deciles=deciles)
+    tenths = Tenths.of(fit.eta)
+    share = LinearShare("active", model_id, design, fit.coefficients[1:], float(fit.coefficients[0]), tenths=tenths)
     return share, {"alone": linear_figures(glm, label, fit.eta), "warnings": said + _unconverged(fit.converged, glm)}
 
 
@@ -519,9 +533,8 @@ def predict_active(
 
     write_rows(path, len(scored.rows), columns)
     facts: Summary = {"pieces": pieces.count, "pieces_from_before": pieces.done, "rows_scored": len(scored.rows)}
-    if share.deciles is not None:
-        now = np.bincount(np.searchsorted(share.deciles, found["eta"][scored.rows]), minlength=10)
-        facts["score_stability_index"] = stability(np.full(10, 0.1), now)
+    if share.tenths is not None:
+        facts["score_stability_index"] = share.tenths.stability(share.tenths.count(found["eta"][scored.rows]))
     return facts | _stability(share, table, scored.rows)
 
 

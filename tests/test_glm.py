@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -12,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from statsmodels.stats.outliers_influence import variance_inflation_factor
 
-from fedlearn.contract import Glm
+from fedlearn.contract import Contract, Glm, Select
 from fedlearn.errors import (
     BadLabel,
     BeyondContract,
@@ -155,6 +157,80 @@ def test_elastic_net_is_that_of_the_pooled_rows() -> None:
     assert passive.errors is None
 
 
+@pytest.mark.parametrize("unit", [1e-6, 1.0, 1e4, 1e6])
+@pytest.mark.parametrize("offset", [False, True])
+def test_linear_labels_may_have_any_unit(unit: float, offset: bool) -> None:
+    base = unit * (50 + 3 * TABLE.x[2]) if offset else np.zeros(2500)
+    label = base + unit * (10 + TABLE.label["linear"])
+    (active, _), (passive, _) = meet(contract(3, 3, family="linear"), *data(TABLE.x, label, 3, offset=base))
+    due = sm.GLM(label, sm.add_constant(TABLE.x.T), family=sm.families.Gaussian(), offset=base).fit()
+    coefficients, errors = in_order(active, passive, 3)
+    assert passive.converged
+    assert np.abs((coefficients - due.params) / due.bse).max() < 0.03
+    np.testing.assert_allclose(errors, due.bse, rtol=5e-3)
+    for name in ("deviance", "null_deviance", "aic"):
+        assert passive.facts[name] == pytest.approx(getattr(due, name), rel=1e-5)
+    assert passive.facts["dispersion"] == pytest.approx(due.scale, rel=1e-5)
+    np.testing.assert_allclose(active.fit.eta, due.fittedvalues, atol=3e-3 * unit)
+
+
+@pytest.mark.parametrize("unit", [1e-6, 1.0, 1e4, 1e6])
+def test_a_penalty_is_the_same_in_any_unit(unit: float) -> None:
+    label = unit * (10 + TABLE.label["linear"])
+    (active, _), (passive, _) = meet(contract(3, 3, family="linear", l2=0.1), *data(TABLE.x, label, 3))
+    due = np.linalg.solve(TABLE.x @ TABLE.x.T / 2500 + 0.1 * np.eye(6), TABLE.x @ (label - label.mean()) / 2500)
+    coefficients, errors = in_order(active, passive, 3)
+    assert np.abs((coefficients[1:] - due) / errors[1:]).max() < 0.03
+    assert coefficients[0] == pytest.approx(label.mean(), abs=0.03 * errors[0])
+    assert passive.converged
+
+
+def test_an_l1_penalty_goes_with_the_unit_of_the_label() -> None:
+    label = TABLE.label["linear"]
+    one, tiny = (
+        learner.fit(
+            learner.Rows(TABLE.x, unit * label, TABLE.weight, np.zeros(2500)), Glm(family="linear", l1=0.05 * unit)
+        )
+        for unit in (1.0, 1e-9)
+    )
+    assert 0 < (one.coefficients == 0).sum() < 6
+    np.testing.assert_allclose(tiny.coefficients / 1e-9, one.coefficients, atol=1e-7)
+
+
+def test_rows_out_of_time_are_scored_in_the_unit_of_the_label() -> None:
+    active, passive = data(TABLE.x, 1e6 * TABLE.label["linear"], 3, extra=200)
+    later = np.setdiff1d(np.arange(2700), active.position)
+    (found, _), (theirs, _) = meet(contract(3, 3, family="linear"), replace(active, later=later), passive)
+    np.testing.assert_allclose(found.later, theirs.coefficients @ passive.columns[:, later], atol=1.0)
+
+
+def test_labels_too_far_apart_to_be_squared() -> None:
+    label = TABLE.label["linear"]
+    for unit in (1e-150, 1e150):
+        with pytest.raises(BadLabel, match="in another unit"):
+            regression.check_label(unit * label, Glm(family="linear"))
+    regression.check_label(1e150 * label, Glm(family="poisson"))
+
+
+def test_a_perfect_linear_fit_has_no_likelihood() -> None:
+    assert learner.log_likelihood("linear", np.ones(3), np.ones(3), np.ones(3), 0.0, 1.0) is None
+
+
+@pytest.mark.parametrize("family", ["linear", "logistic"])
+def test_partial_scores_fit_whatever_the_coefficients(family: Any) -> None:
+    largest = np.array([3.0, 900.0])
+    peer: Any = SimpleNamespace(glm=Glm(family=family), by_column=SimpleNamespace(largest=largest))
+    for size in 10.0 ** np.arange(-30, 31):
+        unit = regression._Peer._unit(peer, np.array([-size, 0.4 * size]))
+        reach = (1 + 0.4 * 300) * 3 * size / unit
+        assert reach < 2**15 - 1
+        assert np.log2(unit) == np.rint(np.log2(unit))
+        if family == "linear":
+            assert reach > 100
+    assert family == "linear" or regression._Peer._unit(peer, np.array([1.0, 1.0])) == 1
+    assert regression._Peer._unit(peer, np.zeros(2)) > 0
+
+
 def test_paillier_finds_the_same_fit() -> None:
     rng = np.random.default_rng(3)
     x = rng.normal(size=(2, 30))
@@ -245,6 +321,67 @@ def test_columns_that_repeat_each_other_on_the_passive_side() -> None:
     assert "x3 and x4" in str(error)
 
 
+@pytest.mark.parametrize(("left", "seed", "l2"), [(2, 0, 1e-4), (2, 1, 1e-4), (2, 1, 1e-3), (0, 0, 3e-4)])
+@pytest.mark.parametrize("limit", [0.0, 0.05])
+def test_a_small_penalty_on_columns_that_repeat_each_other(left: int, seed: int, l2: float, limit: float) -> None:
+    x, label = repeating(left, seed)
+    agreed = contract(2, 2, l2=l2, select={"p_value": limit})
+    (active, _), (passive, _) = meet(agreed, *data(x, label, 2))
+    due = learner.fit(learner.Rows(x, label, np.ones(500), np.zeros(500)), agreed.glm)  # type: ignore[arg-type]
+    coefficients, errors = in_order(active, passive, 2)
+    np.testing.assert_allclose(errors, due.errors, rtol=0.02)
+    assert np.abs((coefficients - due.coefficients) / errors).max() < 0.25
+    assert active.fit.dropped == due.dropped == {}
+    assert passive.converged
+
+
+def repeating(left: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Four columns, the last of which repeats another."""
+    rng = np.random.default_rng(seed)
+    x = rng.normal(size=(4, 500))
+    x[3] = x[left]
+    x = (x - x.mean(axis=1, keepdims=True)) / x.std(axis=1, keepdims=True)
+    return x, (x.sum(axis=0) + 2 * rng.normal(size=500) > 0).astype(float)
+
+
+@pytest.mark.parametrize(("seed", "l2"), [(0, 0.01), (3, 0.01), (1, 0.1), (3, 0.1)])
+def test_elimination_under_a_penalty_is_stepwise_regression(seed: int, l2: float) -> None:
+    """Also of columns that repeat each other, in hardly more steps than one fit takes."""
+    rng = np.random.default_rng(seed)
+    x = rng.normal(size=(6, 500))
+    x[4] = x[3] + 0.5 * x[2]
+    x[5] = x[3]
+    x = (x - x.mean(axis=1, keepdims=True)) / x.std(axis=1, keepdims=True)
+    label = (x[:3].sum(axis=0) + 2 * rng.normal(size=500) > 0).astype(float)
+
+    def fitted(kept: list[int], limit: float) -> learner.Fit:
+        rows = learner.Rows(x[kept], label, np.ones(500), np.zeros(500))
+        return learner.fit(rows, Glm(l2=l2, tolerance=1e-8, max_steps=30, select=Select(p_value=limit)))
+
+    kept = list(range(6))
+    while True:
+        due = fitted(kept, 0)
+        assert due.errors is not None
+        ratio = np.abs(due.coefficients / due.errors)[1:]
+        if ratio.min() > 1.96:
+            break
+        kept.pop(int(ratio.argmin()))
+    found = fitted(list(range(6)), 0.05)
+    assert kept == [j for j in range(6) if 1 + j not in found.dropped]
+    assert len(kept) < 5
+    np.testing.assert_allclose(found.coefficients[[0, *(1 + j for j in kept)]], due.coefficients, atol=1e-6)
+    assert len(found.changes) <= 10
+
+
+@pytest.mark.parametrize("l2", [0.0, 0.01])
+def test_the_covariance_is_the_sandwich_where_columns_do_not_repeat_each_other(l2: float) -> None:
+    rows = learner.Rows(TABLE.x, TABLE.label["linear"], TABLE.weight, TABLE.offset)
+    newton = learner._Newton(rows, Glm(family="linear", l2=l2), None, ())
+    part = newton._curvature(TABLE.weight, None)
+    inverse = np.linalg.inv(part + np.diag([0, *[l2 * TABLE.weight.sum()] * 6]))
+    np.testing.assert_allclose(newton._covariance(part, 1e-3, 2.0), 2 * inverse @ part @ inverse, rtol=1e-9, atol=1e-15)
+
+
 @pytest.mark.parametrize("where", [0, 4])
 def test_perfect_separation_is_named(where: int) -> None:
     label = (TABLE.x[where] > 0.4).astype(float)
@@ -272,6 +409,8 @@ def test_too_few_steps_end_without_convergence_but_with_a_result() -> None:
 def test_rows_and_labels_that_cannot_be_fitted() -> None:
     few = data(TABLE.x[:, :12], TABLE.label["logistic"][:12], 3)
     assert isinstance(failing(contract(3, 3), *few), NoOverlap)
+    with pytest.raises(NoOverlap):
+        regression.check_independent(np.zeros((1, 0)), ("a",))
     zero = data(TABLE.x, TABLE.label["tweedie"], 3)
     assert isinstance(failing(contract(3, 3, family="gamma"), *zero), BadLabel)
 
@@ -360,9 +499,9 @@ def test_products_of_reals() -> None:
 # --- peers out of line -------------------------------------------------------------------------------
 
 
-def spoil(role: str, kind: Any, change: Any) -> FedlearnError:
+def spoil(role: str, kind: Any, change: Any, **terms: Any) -> FedlearnError:
     """One side changes a message of a kind on its way out; what the other says."""
-    agreed = contract(3, 3)
+    agreed = contract(3, 3, **terms)
     sides = dict(zip(("active", "passive"), data(TABLE.x[:, :300], TABLE.label["logistic"][:300], 3), strict=True))
     fit: Any = {"active": regression.fit_active, "passive": regression.fit_passive}[role]
     mine = sides[role]
@@ -398,13 +537,54 @@ def put(field: str, value: Any) -> Any:
         ("active", pb.GlmAsk, put("pairs", 0), Malformed),
         ("active", pb.GlmCoefficients, put("values", [1.0]), WrongLength),
         ("active", pb.GlmCoefficients, put("values", [1.0, 2.0, float("inf")]), WrongLength),
+        ("active", pb.GlmCoefficients, put("values", [1e9, 0.0, 0.0]), Malformed),
         ("active", pb.GlmResult, put("coefficients", [1.0]), WrongLength),
+        ("active", pb.GlmResult, put("errors", [1.0, float("nan"), 1.0]), WrongLength),
+        ("active", pb.GlmResult, put("errors", [1.0, -1.0, 1.0]), WrongLength),
+        ("active", pb.GlmResult, lambda m: m.changes.__setitem__(0, float("nan")), WrongLength),
+        ("active", pb.GlmResult, put("deviance", float("nan")), Malformed),
+        ("active", pb.GlmResult, put("null_deviance", float("inf")), Malformed),
+        ("active", pb.GlmResult, put("aic", float("-inf")), Malformed),
+        ("active", pb.GlmResult, put("dispersion", float("nan")), Malformed),
         ("active", pb.GlmResult, put("model_id", bytes(16)), Malformed),
         ("active", pb.GlmResult, put("steps", 90), WrongLength),
     ],
 )
 def test_messages_out_of_line(role: str, kind: Any, change: Any, error: type[FedlearnError]) -> None:
-    assert isinstance(spoil(role, kind, change), error)
+    said = spoil(role, kind, change)
+    assert isinstance(said, error)
+    assert "the peer" in str(said)
+    assert "at step glm." in str(said)
+
+
+@pytest.mark.parametrize(
+    "names", [["x3", "x4"], ["x3", "x4", "x4"], ["x3", "x4", "\x1b[2Jx"], ["x3", "x4", "x0"], ["x3", "x4", "x5=1"]]
+)
+def test_names_that_no_feature_gives(names: list[str]) -> None:
+    said = spoil("passive", pb.GlmColumns, put("names", names), disclosure={"names": True})
+    assert isinstance(said, Malformed)
+    assert "\x1b" not in str(said)
+
+
+def test_names_of_categories_are_told_so_that_they_can_be_shown() -> None:
+    plain = contract(1, 1, disclosure={"names": True}).model_dump(mode="json")
+    plain["passive"]["features"] = {"city": "category", "a=b": "category", "city=Rome": "number", "age": "number"}
+    agreed = Contract.model_validate(plain)
+    channel: Any = SimpleNamespace(misbehaved=lambda kind, what: kind(what))
+    long = "y" * 500
+    names = ("age", "city=Rome", "city=Rome", "city=Oslo", "city=\x1b[2J\n", f"city={long}", f"city={long}z", "a=b=c=d")
+    told = regression.told_names(agreed, names)
+    assert regression.check_names(channel, agreed, list(told), 8, woe=False) == told
+    assert told[:5] == ("age", "city=Rome", "city=Rome~2", "city=Oslo", r"city=\x1b[2J\n")
+    assert told[7] == names[7]
+    assert max(map(len, told)) <= 105
+    for bad in ("city", "city=\x1b", f"city={long}", "a=c", "age=1", ""):
+        with pytest.raises(Malformed):
+            regression.check_names(channel, agreed, [bad], 1, woe=False)
+    assert regression.check_names(channel, agreed, ["city"], 1, woe=True) == ("city",)
+    with pytest.raises(Malformed):
+        regression.check_names(channel, agreed, ["city=Oslo"], 1, woe=True)
+    assert regression.told_names(contract(1, 1), names) == ()
 
 
 def test_more_steps_than_the_contract_has() -> None:

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from fedlearn.cli.main import run as command_line
-from fedlearn.errors import BadLabel, NotInContract, OverBudget
+from fedlearn.errors import BadLabel, NoOverlap, NotInContract, OverBudget
 from tests.parties import MODULES, SHARED, Pair, digits, make_keys, make_pair, read_csv, write_csv
 
 CARD = {
@@ -140,6 +140,22 @@ def test_an_offset_may_be_missing_when_scoring_but_not_when_training(
     holed = glm_pair(tmp_path / "b", keyring, {}, change=with_offset(lambda i: "" if i == 4 else "0.1"))
     assert command_line(holed.arguments("bank", "train")) == BadLabel.exit_code
     assert "row 5" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("glm", [{}, {"woe": True, "bins": 8}])
+def test_no_row_to_train_on_is_told_before_anything_is_sent(
+    tmp_path: Path, keyring: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, glm: Any
+) -> None:
+    def change(pair: Pair) -> None:
+        pair.rows["bank"] = [row | {"applied": "2025-01"} for row in pair.rows["bank"]]
+
+    for sends in ("woe.evidence_active", "regression.fit_active"):
+        monkeypatch.setattr(f"fedlearn.jobs_glm.{sends}", None)
+    later = {"column": "applied", "first": "2024-07"}
+    pair = glm_pair(tmp_path, keyring, glm, change=change, out_of_time=later)
+    files = [str(pair.party_file(party)) for party in MODULES]
+    assert command_line(["simulate", *files, "--job", "train", "--progress", "none"]) == NoOverlap.exit_code
+    assert "before 2024-07 by 'applied'" in capsys.readouterr().err
 
 
 def test_texts_that_training_never_saw_are_a_warning_on_the_side_that_has_them(

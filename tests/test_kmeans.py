@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -208,6 +209,19 @@ def test_deviation_is_named(monkeypatch: pytest.MonkeyPatch, kind: Any, change: 
     rogue(monkeypatch, kind, change)
     with pytest.raises(error, match="peer"):
         meet(contract(kmeans={"max_steps": 2}), *sides(x, start))
+
+
+@pytest.mark.parametrize("wrong", ["\x1b[2Jx", "a0", "p1"])
+def test_names_that_no_feature_gives(monkeypatch: pytest.MonkeyPatch, wrong: str) -> None:
+    x, start = rows(200, 4)
+    active, passive = sides(x, start)
+    named = replace(passive, names=("p0", "p1", "p2", "p3"))
+    agreed = contract(kmeans={"max_steps": 2}, disclosure={"names": True})
+    (found, _), _ = meet(agreed, active, named)
+    assert sorted(found.names) == sorted(named.names)
+    rogue(monkeypatch, pb.KmeansColumns, lambda m: m.names.__setitem__(list(m.names).index("p0"), wrong))
+    with pytest.raises(Malformed, match="peer"):
+        meet(agreed, active, named)
 
 
 def test_no_more_steps_than_agreed(monkeypatch: pytest.MonkeyPatch) -> None:

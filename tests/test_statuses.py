@@ -16,6 +16,7 @@ import pytest
 
 from fedlearn.bench import serve as bench
 from fedlearn.contract import Caller, Contract, Service, Serving, load_party
+from fedlearn.learner.woe import Tenths
 from fedlearn.models.calibration import Calibration
 from fedlearn.models.reference import Reference
 from fedlearn.service import audit as logs
@@ -25,7 +26,7 @@ from fedlearn.service.common import MOST_BYTES, STATUSES, Drift, Metrics, Models
 from fedlearn.service.deciding import Deciding
 from fedlearn.service.host import _counted
 from fedlearn.service.registry import open_registry
-from fedlearn.service.scorer import active_scorer, passive_scorer
+from fedlearn.service.scorer import Outcome, active_scorer, passive_scorer
 from fedlearn.service.store import open_store
 from fedlearn.v1 import serve_pb2 as pb
 
@@ -222,10 +223,106 @@ def test_bands_by_the_calibrated_probability(stage: Stage) -> None:
     assert found == {("A", "approve"), ("B", "decline")}
 
 
+def test_a_fallback_does_without_the_passive_side(stage: Stage, capsys: pytest.CaptureFixture[str]) -> None:
+    """A joint model under that name would be answered for with nothing where the passive side's part is due."""
+    active = stage.side("active", Odd(Refusal("peer-unavailable", "gone")), fallback="model")
+    assert status(lambda: active.answer("active", asked(1))) == "peer-unavailable"
+    assert "fallback-not-alone" in capsys.readouterr().err
+    alone(active.models)
+    scorer = next(iter(active.models.served.values())).scorer
+    scorer.outcome = lambda row, part: Outcome(0.5, 0.0)
+    reply = pb.ScoreReply.FromString(active.answer("active", asked(2)))
+    assert (reply.probability, reply.fallback) == (0.5, False)  # the champion asks nobody, so nothing is amiss
+    entries = [e for e in logs.entries(stage.folder / "active.jsonl") if e["kind"] == "score"]
+    assert [entry["joint"] for entry in entries] == [False]
+
+
+def alone(models: Models) -> None:
+    """As if these models were of the active side's features only."""
+    for key, model in models.served.items():
+        entry = dataclasses.replace(model.entry, facts=model.entry.facts | {"alone": True})
+        models.served[key] = dataclasses.replace(model, entry=entry)
+
+
+def test_only_failures_in_a_row_count(stage: Stage) -> None:
+    odd = Odd(Refusal("peer-unavailable", "gone"))
+    active = stage.side("active", odd)
+    for n in range(20):
+        odd.reply = Refusal("unknown-applicant" if n % 4 == 3 else "peer-unavailable", "x")
+        assert status(lambda n=n: active.answer("active", asked(n))) in ("peer-unavailable", "unknown-at-peer")  # type: ignore[misc]
+    odd.reply = stage.side("passive").ask(question(stage, 50), 1.0)
+    assert outcome(lambda: active.answer("active", asked(50))) == "ok"
+
+
+def question(stage: Stage, number: int, **fields: Any) -> bytes:
+    """What the active side asks about an applicant."""
+    heard: list[bytes] = []
+
+    class Listening:
+        def ask(self, raw: bytes, seconds: float) -> bytes:
+            heard.append(raw)
+            raise Refusal("peer-unavailable", "only listening")
+
+    stage.folder = stage.folder / "listening"
+    assert outcome(lambda: stage.side("active", Listening()).answer("active", asked(number))) == "peer-unavailable"
+    asked_for = pb.PartRequest.FromString(heard[0])
+    asked_for.MergeFrom(pb.PartRequest(**fields))
+    return asked_for.SerializeToString()
+
+
+def test_the_passive_side_forgets_no_limit_for_another_spelling(stage: Stage) -> None:
+    serving = Serving(purposes=("bench",), per_applicant=1).model_dump()
+    listened = question(stage, 7)
+    passive = stage.side("passive", contract={"serving": serving})
+
+    def spelt(applicant: str, request_id: str) -> bytes:
+        request = pb.PartRequest.FromString(listened)
+        request.applicant, request.request_id = applicant, request_id
+        request.serving_hash = passive_hash(stage, serving)
+        return request.SerializeToString()
+
+    first = f"{7:09d}"
+    assert outcome(lambda: passive.answer("active", spelt(first, "request-a"))) == "ok"
+    assert outcome(lambda: passive.answer("active", spelt(first, "request-b"))) == "too-many"
+    for other in (f" {first}", f"{first[:3]}-{first[3:]}", f"{first}.0", "x", "\0"):
+        assert outcome(lambda other=other: passive.answer("active", spelt(other, "request-c"))) == "malformed"  # type: ignore[misc]
+
+
+def passive_hash(stage: Stage, serving: dict[str, Any]) -> bytes:
+    agreed = open_registry(load_party(stage.prepared["passive"]))[1]
+    return Contract.model_validate(agreed.model_dump() | {"serving": serving}).serving_hash()
+
+
+def test_a_promotion_or_retirement_between_two_tries(stage: Stage) -> None:
+    """The same request may come for the new model; and for a retired one there is no answer, not even a kept one."""
+    raw = question(stage, 8)
+    passive = stage.side("passive")
+    kept = passive.answer("active", raw)
+    assert passive.answer("active", raw) == kept
+    ((old, model),) = passive.models.served.items()
+    new = bytes(range(16))
+    passive.models.served = {new.hex(): model}
+    passive.models.retired = {old}
+    request = pb.PartRequest.FromString(raw)
+    request.model_id = new
+    assert passive.answer("active", request.SerializeToString()) == kept
+    assert status(lambda: passive.answer("active", raw)) == "model-retired"
+
+
+@pytest.mark.parametrize("distinct", [1, 3, 8, 500])
+def test_drift_is_none_where_nothing_has_changed(distinct: int) -> None:
+    """Shallow trees and short cards give few distinct scores, and deciles that coincide."""
+    margins = np.random.default_rng(distinct).integers(0, distinct, 500) ** 2 / 7
+    drift = Drift(Reference({}, Tenths.from_json(Tenths.of(margins).to_json())))
+    for margin in margins.tolist():
+        drift.count([], margin)
+    assert drift.indices() == {"score": 0.0}
+
+
 def test_drift_of_features_and_scores() -> None:
     """Against the index by its own definition: Σ (q - p) ln(q / p)."""
-    deciles = tuple(np.arange(1, 10) / 10)
-    drift = Drift(Reference({"spend": np.array([50, 30, 20]), "city": np.array([10, 10, 10])}, deciles))
+    tenths = Tenths(np.arange(1, 10) / 10, np.full(10, 7))
+    drift = Drift(Reference({"spend": np.array([50, 30, 20]), "city": np.array([10, 10, 10])}, tenths))
     assert drift.indices() == {}
     draws = np.random.default_rng(3)
     codes, margins = draws.choice(3, 3000, p=[0.2, 0.3, 0.5]), draws.random(3000) ** 2

@@ -164,10 +164,10 @@ class Fit:
         eta: float64 (m,), linear predictor of the training rows, offset included.
         partial: float64 (m,), the passive share of it.
         converged: whether the last step was within the tolerance.
-        changes: size of each Newton step, in standard errors: √(dᵀ H d / dispersion).
+        changes: size of each Newton step, in standard errors: √(dᵀ H d / dispersion), H with the L2 penalty.
         deviance, null_deviance: of the fit, and of intercept and offset alone.
         dispersion: 1, or Pearson's χ²/(m − p).
-        log_likelihood: at that dispersion; None for ``tweedie``, which has no closed form.
+        log_likelihood: at that dispersion; None for ``tweedie``, which has no closed form, and of a perfect linear fit.
         dropped: p-value of each coefficient that backward elimination left out, by place; these are exactly 0, and so
             are their errors.
     """
@@ -257,12 +257,14 @@ class _Newton:
                 self._check(curvature, noise)
             change = self._step(curvature, gradient, beta)
             scale = self._dispersion(mu)
-            self.changes.append(float(np.sqrt(max(0.0, float(change @ curvature @ change)) / scale)))
+            # The penalty counts: along a combination in which columns cancel, there is nothing else to measure.
+            size = float(change @ (curvature + self._ridge) @ change)
+            self.changes.append(float(np.sqrt(max(0.0, size) / scale)))
             converged = self.changes[-1] <= self.glm.tolerance or self._at_rounding()
             if step == self.glm.max_steps:
                 break
             if converged:
-                fewer = self._eliminate(beta, curvature, scale)
+                fewer = self._eliminate(beta, curvature, noise, scale)
                 if fewer is None:
                     break
                 beta, self.model_from = fewer, len(self.changes)
@@ -276,18 +278,20 @@ class _Newton:
             beta, partial = beta + share * change, partial + share * (target - partial)
         if self.expects and not self.glm.l1:
             weight = rows.weight * self.family.information(mu)
-            curvature = self._curvature(weight, self.passive.products(residual, weight) if self.passive else None)
-        return self._result(beta, curvature, eta, partial, converged)
+            blocks = self.passive.products(residual, weight) if self.passive else None
+            curvature, noise = self._curvature(weight, blocks), blocks.noise if blocks else 0.0
+        return self._result(beta, curvature, noise, eta, partial, converged)
 
     def _null(self) -> float:
         """Intercept of the model without columns, by Newton steps where an offset leaves no closed form."""
         rows, family = self.rows, self.family
+        most = np.inf if family.name == "linear" else 2.0  # one step ends it there, however large the label's unit
         b = family.start(float(np.average(rows.label, weights=rows.weight)))
         if rows.offset.any():
             for _ in range(50):
                 mu = family.mean(rows.offset + b)
                 change = (rows.weight @ family.residual(rows.label, mu)) / (rows.weight @ family.information(mu))
-                b += float(np.clip(change, -2, 2))
+                b += float(np.clip(change, -most, most))
                 if abs(change) < 1e-10:
                     break
         self.null_deviance = self._deviance(rows.offset + b)
@@ -319,8 +323,6 @@ class _Newton:
 
     def _check(self, curvature: F64, noise: float) -> None:
         """Whether the curvature is safely positive definite, and still has the information of the start."""
-        ridge = np.full(self.size, self.glm.l2 * self.total)
-        ridge[0] = 0.0
         if self.first is not None and self.family.name == "logistic" and not self.glm.l2:
             lower = np.linalg.cholesky(self.first)
             kept, ways = np.linalg.eigh(np.linalg.solve(lower, np.linalg.solve(lower, curvature).T))
@@ -328,7 +330,7 @@ class _Newton:
                 way = np.abs(np.linalg.solve(lower.T, ways[:, 0])) * np.sqrt(np.diag(self.first))
                 way[0] = 0.0  # the intercept goes along with any group of rows
                 raise Separation(f"{self._name(int(way.argmax()))} predicts the label of some rows perfectly")
-        penalised = curvature + np.diag(ridge)
+        penalised = curvature + self._ridge
         roots = np.sqrt(np.maximum(np.diag(penalised), 1e-300))
         values, vectors = np.linalg.eigh(penalised / np.outer(roots, roots))
         if values[0] < max(1e-10, 4 * noise * np.sqrt(self.size)):
@@ -348,56 +350,71 @@ class _Newton:
 
     def _step(self, curvature: F64, gradient: F64, beta: F64) -> F64:
         """The change that minimises the quadratic model of the penalised objective."""
-        penalised = np.ones(self.size)
-        penalised[0] = 0.0
-        l2, l1 = self.glm.l2 * self.total * penalised, self.glm.l1 * self.total * penalised
-        matrix, slope = curvature + np.diag(l2), gradient - l2 * beta
+        matrix, slope = curvature + self._ridge, gradient - self._ridge @ beta
         if not self.glm.l1:
             free = self._free
             change = np.zeros(self.size)
             change[free] = np.linalg.solve(matrix[np.ix_(free, free)], slope[free])
             return change
+        l1 = np.full(self.size, self.glm.l1 * self.total)
+        l1[0] = 0.0
         return _descend(matrix, slope, beta, l1)
 
     @property
     def _free(self) -> NDArray[np.int64]:
         return np.array([j for j in range(self.size) if j not in self.dropped], np.int64)
 
-    def _covariance(self, curvature: F64, dispersion: float) -> F64:
-        """Of all coefficients, zero for dropped ones: the sandwich of the penalised curvature."""
-        free = self._free
-        ridge = np.full(len(free), self.glm.l2 * self.total)
+    @property
+    def _ridge(self) -> F64:
+        """What the L2 penalty adds to the curvature, float64 of its size."""
+        ridge = np.full(self.size, self.glm.l2 * self.total)
         ridge[0] = 0.0
-        part = curvature[np.ix_(free, free)]
-        inverse = np.linalg.inv(part + np.diag(ridge))
+        return np.diag(ridge)
+
+    def _covariance(self, curvature: F64, noise: float, dispersion: float) -> F64:
+        """Of all coefficients, zero for dropped ones: the sandwich of the penalised curvature."""
+        free = np.ix_(self._free, self._free)
+        root = self._root(curvature[free], noise)
+        spread = np.linalg.solve(root @ root.T + self._ridge[free], root)
         covariance = np.zeros((self.size, self.size))
-        covariance[np.ix_(free, free)] = dispersion * inverse @ part @ inverse
+        covariance[free] = dispersion * spread @ spread.T  # no variance is negative, whatever the rounding
         return covariance
 
-    def _eliminate(self, beta: F64, curvature: F64, dispersion: float) -> F64 | None:
+    def _root(self, part: F64, noise: float) -> F64:
+        """What times its transpose is the curvature, but for what rounding put there.
+
+        Along a combination in which columns cancel, the curvature is rounding of either sign. A penalty that holds the
+        coefficients there divides by little, twice, so that what ought to be 0 would swell to the largest part of an
+        error. Without a penalty there is no such combination (see :meth:`_check`), nor a 0 to divide by.
+        """
+        roots = np.sqrt(np.maximum(np.diag(part), 1e-300))
+        values, ways = np.linalg.eigh((part + part.T) / 2 / np.outer(roots, roots))
+        least = max(1e-10, 4 * noise * np.sqrt(len(part)))
+        known = np.where(values < least, 0.0 if self.glm.l2 else least, values)
+        return np.asarray(roots[:, None] * ways * np.sqrt(known))
+
+    def _eliminate(self, beta: F64, curvature: F64, noise: float, dispersion: float) -> F64 | None:
         """Drop what is above the contract's p-value, the largest first; None when nothing is.
 
-        Wald's statistic of each smaller model comes from the larger one's covariance, without another fit (Lawless &
+        Wald's statistic of each smaller model comes from the larger one's curvature, without another fit (Lawless &
         Singhal, Biometrics 34, 1978); steps go on from there. Each side keeps one column at least.
         """
         limit, before = self.glm.select.p_value, len(self.dropped)
         if not limit or self.glm.l1:
             return None
-        covariance, beta = self._covariance(curvature, dispersion), beta.copy()
+        matrix, whole = curvature + self._ridge, beta
         while True:
-            free = self._free
+            free, covariance = self._free, self._covariance(curvature, noise, dispersion)
             open_ = [
                 j for j in free.tolist() if j and ((free >= self.own) == (j >= self.own)).sum() > 1 + (j < self.own)
             ]
-            p = {j: math.erfc(abs(beta[j]) / math.sqrt(2 * covariance[j, j])) for j in open_}
+            p = {j: _p_value(beta[j], covariance[j, j]) for j in open_}
             worst = max(p, key=lambda j: p[j], default=0)
             if not worst or p[worst] <= limit:
                 return beta if len(self.dropped) > before else None
             self.dropped[worst] = p[worst]
-            way = covariance[:, worst] / covariance[worst, worst]
-            beta -= way * beta[worst]
-            covariance -= np.outer(way, covariance[worst])
-            beta[list(self.dropped)] = 0.0
+            beta, free = np.zeros(self.size), self._free
+            beta[free] = np.linalg.solve(matrix[np.ix_(free, free)], matrix[free] @ whole)
 
     def _at_rounding(self) -> bool:
         """Whether small steps have stopped shrinking: rounding has the last word, and more steps reveal for nothing."""
@@ -431,10 +448,10 @@ class _Newton:
         pearson = float(rows.weight @ ((rows.label - mu) ** 2 / family.variance(mu)))
         return max(pearson / max(1, len(rows.label) - self.size + len(self.dropped)), 1e-300)
 
-    def _result(self, beta: F64, curvature: F64, eta: F64, partial: F64, converged: bool) -> Fit:
+    def _result(self, beta: F64, curvature: F64, noise: float, eta: F64, partial: F64, converged: bool) -> Fit:
         rows = self.rows
         dispersion = self._dispersion(self.family.mean(eta))
-        covariance = None if self.glm.l1 else self._covariance(curvature, dispersion)
+        covariance = None if self.glm.l1 else self._covariance(curvature, noise, dispersion)
         deviance = self._deviance(eta)
         return Fit(
             beta, covariance, eta, partial, converged, self.changes, deviance, self.null_deviance, dispersion,
@@ -448,10 +465,18 @@ def _moved(weight: F64, seen: F64) -> bool:
     return float(np.abs(weight - seen).sum()) > _STALE * float(seen.sum()) or bool(np.any(weight < 0.5 * seen))
 
 
+def _p_value(coefficient: float, variance: float) -> float:
+    """Of Wald's test, two-sided; 0 where rounding has left nothing of the variance."""
+    return math.erfc(abs(coefficient) / math.sqrt(2 * variance)) if variance > 0 else 0.0
+
+
 def _descend(matrix: F64, slope: F64, beta: F64, l1: F64) -> F64:
     """Minimise ½·dᵀ·matrix·d − slopeᵀ·d + Σ l1·|beta + d| by coordinate descent."""
     change = np.zeros(len(beta))
     rest = slope.copy()  # slope − matrix·change
+    roots = np.sqrt(np.diag(matrix))
+    sizes = np.abs(np.concatenate([beta[1:] * roots[1:], slope / roots]))
+    least = 1e-10 * float(sizes.max())  # a share, so that the label's unit does not matter
     for _ in range(1000):
         largest = 0.0
         for j in range(len(beta)):
@@ -462,20 +487,22 @@ def _descend(matrix: F64, slope: F64, beta: F64, l1: F64) -> F64:
             if by:
                 change[j] += by
                 rest -= matrix[:, j] * by
-                largest = max(largest, abs(by) * float(np.sqrt(matrix[j, j])))
-        if largest < 1e-9 * max(1.0, float(np.sqrt(np.abs(slope).max()))):
+                largest = max(largest, abs(by) * float(roots[j]))
+        if largest <= least:
             break
     return change
 
 
 def log_likelihood(name: str, y: F64, weight: F64, mu: F64, deviance: float, dispersion: float) -> float | None:
-    """Log-likelihood with the conventions of statsmodels' GLM; None for ``tweedie``."""
+    """Log-likelihood with the conventions of statsmodels' GLM; None for ``tweedie``, and of a perfect linear fit."""
     from scipy.special import gammaln
 
     if name == "logistic":
         return -deviance / 2
     if name == "linear":  # at the variance's own maximum-likelihood estimate
         count = len(y)
+        if deviance <= 0:
+            return None
         return float(-count / 2 * (np.log(2 * np.pi * deviance / count) + 1) + np.log(weight).sum() / 2)
     if name == "poisson":
         return float(weight @ (y * np.log(mu) - mu - gammaln(y + 1)))

@@ -83,10 +83,49 @@ def stability(before: F64 | I64, now: F64 | I64) -> float:
     return float(((a - b) * np.log(a / b))[(before > 0) | (now > 0)].sum())
 
 
+@dataclass(frozen=True, eq=False)
+class Tenths:
+    """Scores of the training rows, by their deciles.
+
+    Attributes:
+        cuts: float64 (9,), the deciles, ascending.
+        rows: int64 (10,), training rows up to each, and beyond the last. Where scores repeat, not a tenth.
+    """
+
+    cuts: F64
+    rows: I64
+
+    @classmethod
+    def of(cls, scores: F64) -> Tenths:
+        """Of scores float64 (n,)."""
+        cuts = np.quantile(scores, np.arange(1, 10) / 10)
+        return cls(cuts, cls(cuts, np.empty(0, np.int64)).count(scores))
+
+    def count(self, scores: F64) -> I64:
+        """How many of other scores fall between the cuts, int64 (10,)."""
+        return np.bincount(np.searchsorted(self.cuts, scores), minlength=10)
+
+    def stability(self, now: I64) -> float:
+        """Stability index of counts int64 (10,) against the training rows."""
+        return stability(self.rows, now)
+
+    def to_json(self) -> dict[str, list[float]]:
+        """As numbers."""
+        return {"cuts": self.cuts.tolist(), "rows": self.rows.tolist()}
+
+    @classmethod
+    def from_json(cls, saved: dict[str, list[float]]) -> Tenths:
+        """Back again. Raises KeyError, TypeError, ValueError when it is damaged."""
+        tenths = cls(np.array(saved["cuts"], np.float64), np.array(saved["rows"], np.int64))
+        if tenths.cuts.shape != (9,) or tenths.rows.shape != (10,) or not np.isfinite(tenths.cuts).all():
+            raise ValueError("nine deciles and ten counts are due")
+        return tenths
+
+
 def score_stability(before: F64, now: F64) -> float:
     """Stability index of scores float64 (m,) and (n,), over the deciles of the former."""
-    cuts = np.quantile(before, np.arange(1, 10) / 10)
-    return stability(*(np.bincount(np.searchsorted(cuts, scores), minlength=10) for scores in (before, now)))
+    tenths = Tenths.of(before)
+    return tenths.stability(tenths.count(now))
 
 
 def _merged(cells: F64, total: int, events: float, glm: Glm) -> I64:

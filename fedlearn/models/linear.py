@@ -20,6 +20,7 @@ from fedlearn.data.design import Design
 from fedlearn.data.table import PartyTable
 from fedlearn.errors import FileMissing, WrongModel
 from fedlearn.kernels.threads import spread
+from fedlearn.learner.woe import Tenths
 
 F64 = NDArray[np.float64]
 FORMAT = 1
@@ -37,7 +38,7 @@ class LinearShare:
         intercept: of the standardised model; 0 on the passive side.
         errors: float64 (p,), standard errors of the coefficients; None where there are none.
         intercept_error: standard error of the intercept; None where there is none, and on the passive side.
-        deciles: float64 (9,), of the joint linear predictor over the training rows; None on the passive side.
+        tenths: the joint linear predictor over the training rows; None on the passive side.
     """
 
     role: str
@@ -47,7 +48,7 @@ class LinearShare:
     intercept: float = 0.0
     errors: F64 | None = None
     intercept_error: float | None = None
-    deciles: F64 | None = None
+    tenths: Tenths | None = None
 
     def scores(self, table: PartyTable) -> F64:
         """This side's part of the linear predictor, float64 (n,)."""
@@ -121,7 +122,7 @@ def save(share: LinearShare, folder: Path, contract: Contract, party: str) -> No
         "intercept": share.intercept,
         "intercept_error": share.intercept_error,
         "coefficients": share.coefficients.tolist(),
-        "deciles": None if share.deciles is None else share.deciles.tolist(),
+        "tenths": None if share.tenths is None else share.tenths.to_json(),
         "errors": None if share.errors is None else share.errors.tolist(),
         "design": share.design.to_json(),
     }
@@ -147,7 +148,7 @@ def load(folder: Path, contract: Contract, party: str) -> LinearShare:
             intercept=float(body["intercept"]),
             errors=None if errors is None else np.array(errors, np.float64),
             intercept_error=body["intercept_error"],
-            deciles=None if body["deciles"] is None else np.array(body["deciles"], np.float64),
+            tenths=None if body["tenths"] is None else Tenths.from_json(body["tenths"]),
         )
         if share.role not in ("active", "passive") or len(share.model_id) != 16:
             raise ValueError("it is of neither role, or its model_id is not 16 bytes")

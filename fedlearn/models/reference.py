@@ -1,6 +1,6 @@
 """How scores and features were spread over the training rows, kept beside a share to measure drift against.
 
-``reference.json`` has, for each feature, the number of rows in each bin; and the deciles of the joint margin where this
+``reference.json`` has, for each feature, the number of rows in each bin; and the joint margin by deciles where this
 side knows it. It stays with the party.
 """
 
@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from fedlearn.data.binning import Binning
 from fedlearn.errors import WrongModel
+from fedlearn.learner.woe import Tenths
 from fedlearn.models.linear import LinearShare
 
 I64 = NDArray[np.int64]
@@ -28,11 +29,11 @@ class Reference:
 
     Attributes:
         features: int64 (bins,) by feature.
-        deciles: of the margin, ascending; empty where it is not known.
+        tenths: of the margin; None where it is not known.
     """
 
     features: dict[str, I64]
-    deciles: tuple[float, ...] = ()
+    tenths: Tenths | None = None
 
 
 def save(folder: Path, binning: Binning, bins: NDArray[np.uint8], margins: NDArray[np.float64] | None = None) -> None:
@@ -41,8 +42,8 @@ def save(folder: Path, binning: Binning, bins: NDArray[np.uint8], margins: NDArr
         feature.name: np.bincount(codes, minlength=feature.bins).tolist()
         for feature, codes in zip(binning.features, bins, strict=True)
     }
-    deciles = [] if margins is None else np.quantile(margins, np.arange(1, 10) / 10).tolist()
-    (folder / FILE).write_text(json.dumps({"features": features, "deciles": deciles}) + "\n", encoding="utf-8")
+    tenths = None if margins is None else Tenths.of(margins).to_json()
+    (folder / FILE).write_text(json.dumps({"features": features, "tenths": tenths}) + "\n", encoding="utf-8")
 
 
 def load(folder: Path) -> Reference:
@@ -50,7 +51,7 @@ def load(folder: Path) -> Reference:
     try:
         saved: Any = json.loads((folder / FILE).read_text(encoding="utf-8"))
         features = {str(name): np.array(counts, np.int64) for name, counts in saved["features"].items()}
-        return Reference(features, tuple(float(value) for value in saved["deciles"]))
+        return Reference(features, None if saved["tenths"] is None else Tenths.from_json(saved["tenths"]))
     except OSError:
         return Reference({})
     except (ValueError, KeyError, TypeError, AttributeError):
@@ -58,6 +59,6 @@ def load(folder: Path) -> Reference:
 
 
 def of_linear(share: LinearShare) -> Reference:
-    """What a linear share itself knows: groups of weights of evidence, and deciles on the active side."""
+    """What a linear share itself knows: groups of weights of evidence, and scores by decile on the active side."""
     features = {c.name: c.evidence.rows for c in share.design.columns if c.evidence is not None}
-    return Reference(features, () if share.deciles is None else tuple(share.deciles.tolist()))
+    return Reference(features, share.tenths)

@@ -52,6 +52,7 @@ from fedlearn.contract import Contract, Kmeans
 from fedlearn.crypto.draws import Draws
 from fedlearn.errors import BeyondContract, Malformed, NoOverlap, WrongLength
 from fedlearn.protocols import matvec, products, transfer
+from fedlearn.protocols.regression import check_names, told_names
 from fedlearn.v1 import kmeans_pb2 as pb
 from fedlearn.v1 import matvec_pb2
 
@@ -219,6 +220,7 @@ def fit_active(channel: Channel, contract: Contract, data: ActiveData) -> Active
     with channel.phase("hint"):
         told = channel.receive(pb.KmeansColumns)
         largest = _largest(channel, contract, told)
+        theirs = check_names(channel, contract, list(told.names), len(largest), woe=False)
         agreed = layout(contract, len(largest), data.universe)
         querier = products.Querier.open(channel, agreed, largest, data.position)
         receiver = transfer.open_receiver(channel, most_transfers(contract, data.universe, kmeans.max_steps))
@@ -240,7 +242,7 @@ def fit_active(channel: Channel, contract: Contract, data: ActiveData) -> Active
             due = centres.due(cluster, least)
     model_id = _model_id(channel, contract)
     channel.send(pb.KmeansResult(model_id=model_id, steps=len(moved), converged=not due))
-    return ActiveResult(cluster, centres.own, centres.theirs, first, moved, not due, tuple(told.names), model_id)
+    return ActiveResult(cluster, centres.own, centres.theirs, first, moved, not due, theirs, model_id)
 
 
 def assign_active(channel: Channel, contract: Contract, theirs: I32, universe: int) -> Callable[[F64, I64, int], I64]:
@@ -285,8 +287,6 @@ def _largest(channel: Channel, contract: Contract, told: pb.KmeansColumns) -> F6
     if not 1 <= len(largest) <= most:
         raise channel.misbehaved(BeyondContract, f"announced {len(largest)} columns, the contract allows {most}")
     products.check_largest(channel, largest)
-    if len(told.names) != (len(largest) if contract.disclosure.names else 0):
-        raise channel.misbehaved(Malformed, "announced other column names than the contract discloses")
     return largest
 
 
@@ -385,7 +385,7 @@ def fit_passive(channel: Channel, contract: Contract, data: PassiveData) -> Pass
     largest = products.largest_of(columns)
     with channel.phase("hint"):
         agreed = layout(contract, *columns.shape)
-        names = tuple(data.names[j] for j in order) if contract.disclosure.names else ()
+        names = told_names(contract, tuple(data.names[j] for j in order) if data.names else ())
         channel.send(pb.KmeansColumns(largest=largest.tolist(), names=names))
         ones = np.ones(columns.shape[1])
         holder = products.open_holder(channel, agreed, lambda j: (columns[j], ones), largest)

@@ -39,7 +39,7 @@ from google.protobuf.message import Message as ProtobufMessage
 from numpy.typing import NDArray
 
 from fedlearn.channel import BOTH, START, Channel, Message, Reveals, Table, nothing
-from fedlearn.contract import Contract, Glm
+from fedlearn.contract import Contract, Glm, Side
 from fedlearn.crypto.draws import Draws
 from fedlearn.errors import BadLabel, BeyondContract, Collinear, Malformed, NoOverlap, OverBudget, WrongLength
 from fedlearn.learner import glm as learner
@@ -97,6 +97,13 @@ TABLE = Table(
 
 #: Units of a partial score on the wire: a 65,536th of a unit of the linear predictor.
 _UNIT = 2.0**-16
+#: Largest partial score that the wire takes, and that a linear model's are brought to (at least half as large a bound):
+#: 24 bits and a sign, about what the other families' take.
+_REACH, _LINEAR_REACH = 32_767.0, 256.0
+#: Characters that are told of a category's text at most, as part of a column's name.
+_TEXT = 100
+#: Largest and smallest range of a linear model's labels: squares of what lies beyond are no numbers.
+_RANGE = 1e100
 _PIECE_ROWS = 4 << 20
 #: How the run's leakage budget is divided: columns and pairs (the rest is for weights of evidence).
 _COLUMNS_SHARE, _PAIRS_SHARE = 0.5, 0.375
@@ -289,13 +296,21 @@ def _statistics(peer: _Peer) -> Statistics:
 
 def check_rows(rows: learner.Rows, glm: Glm) -> None:
     """Raises NoOverlap or BadLabel for rows that no fit can be had from."""
-    count, size = len(rows.label), len(rows.columns) + 2
+    check_label(rows.label, glm, len(rows.columns))
+
+
+def check_label(label: F64, glm: Glm, columns: int = 1) -> None:
+    """Raises NoOverlap or BadLabel for labels that no fit can be had from with so many own columns or more."""
+    count, size = len(label), columns + 2
     if count <= size + 10:
         raise NoOverlap(f"only {count} aligned rows have a label; {size} or more coefficients need more")
-    if rows.label.min() == rows.label.max():
+    if label.min() == label.max():
         raise NoOverlap(f"all {count} aligned rows have the same label, so there is nothing to learn")
-    if glm.family == "gamma" and rows.label.min() <= 0:
-        raise BadLabel(f"family gamma needs positive labels; {int((rows.label <= 0).sum())} aligned rows have others")
+    if glm.family == "gamma" and label.min() <= 0:
+        raise BadLabel(f"family gamma needs positive labels; {int((label <= 0).sum())} aligned rows have others")
+    apart = float(label.max()) - float(label.min())
+    if glm.family == "linear" and not 1 / _RANGE < apart < _RANGE:
+        raise BadLabel(f"the labels of the {count} aligned rows are {apart:.3g} apart: give them in another unit")
 
 
 def _result(contract: Contract, fit: learner.Fit, own: int) -> pb.GlmResult:
@@ -367,7 +382,8 @@ class _Peer:
 
     def scores_at(self, coefficients: F64, position: I64) -> F64:
         """The passive side's partial scores of the rows at these places of the shared order."""
-        self.channel.send(pb.GlmCoefficients(values=coefficients.tolist()))
+        unit = self._unit(coefficients)
+        self.channel.send(pb.GlmCoefficients(values=(coefficients / unit).tolist()))
         scores = np.empty(self.data.universe, np.int32)
         filled = 0
         while filled < len(scores):
@@ -381,7 +397,18 @@ class _Peer:
             filled += due
         self.steps += 1
         self.channel.progress(self.steps, self.glm.max_steps, "steps at most")
-        return np.asarray(scores[position] * _UNIT)
+        return np.asarray(scores[position] * (_UNIT * unit))
+
+    def _unit(self, coefficients: F64) -> float:
+        """The power of two that coefficients go out divided by, so that every score fits, and scores come back times.
+
+        A linear predictor behind a link is of the order of 1; without one it has the label's own unit, which the range
+        of scores must go along with. The passive side could work it out: it is told the coefficients in the end.
+        """
+        linear = self.glm.family == "linear"
+        most = float(np.abs(coefficients) @ self.by_column.largest)
+        unit = 2.0 ** np.ceil(np.log2(max(most, 1e-200) / (_LINEAR_REACH if linear else _REACH)))
+        return float(unit if linear else max(unit, 1.0))
 
 
 def _open_peer(channel: Channel, contract: Contract, data: ActiveData) -> _Peer:
@@ -392,15 +419,14 @@ def _open_peer(channel: Channel, contract: Contract, data: ActiveData) -> _Peer:
     if not 1 <= len(largest) <= most:
         raise channel.misbehaved(BeyondContract, f"announced {len(largest)} columns, the contract allows {most}")
     products.check_largest(channel, largest)
-    if len(told.names) != (len(largest) if contract.disclosure.names else 0):
-        raise channel.misbehaved(Malformed, "announced other column names than the contract discloses")
+    names = check_names(channel, contract, list(told.names), len(largest), glm.woe)
     by_column, by_pair = layouts(contract, len(data.rows.columns), len(largest), data.universe)
     first, second = _pairs(len(largest))
     return _Peer(
         channel,
         glm,
         data,
-        tuple(told.names),
+        names,
         products.Querier.open(channel, by_column, largest, data.position),
         products.Querier.open(channel, by_pair, largest[first] * largest[second], data.position),
     )
@@ -411,6 +437,51 @@ def _most_columns(contract: Contract) -> int:
     glm = _glm(contract)
     kinds = contract.passive.features.values()
     return sum(1 if glm.woe or kind == "number" else max(1, glm.bins - 1) for kind in kinds)
+
+
+# --- names of columns: a feature, or of a category without weights of evidence ``feature=text`` --------
+
+
+def told_names(contract: Contract, names: tuple[str, ...]) -> tuple[str, ...]:
+    """Names of passive columns as they are told: texts of categories printable, short, distinct; () if not agreed."""
+    if not contract.disclosure.names:
+        return ()
+    told: list[str] = []
+    for j, name in enumerate(names):
+        at = len(name) if name in contract.passive.features else _text_at(contract.passive, name)
+        text = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in name[at:])
+        if len(text) > _TEXT or name[:at] + text in told:
+            text = f"{text[: _TEXT - 8]}~{j}"
+        told.append(name[:at] + text)
+    return tuple(told)
+
+
+def check_names(channel: Channel, contract: Contract, told: list[str], columns: int, woe: bool) -> tuple[str, ...]:
+    """Names of opaque columns that the passive side told: distinct and of its features, or none where not agreed.
+
+    Raises:
+        Malformed: they are not what :func:`told_names` makes.
+    """
+    agreed = contract.disclosure.names
+    if len(told) != (columns if agreed else 0) or len(set(told)) < len(told):
+        raise channel.misbehaved(Malformed, "announced other column names than the contract discloses")
+    for name in told:
+        if not _is_name(contract.passive, name, woe):
+            raise channel.misbehaved(Malformed, f"announced a column {name[:_TEXT]!r}, which no feature gives")
+    return tuple(told)
+
+
+def _is_name(side: Side, name: str, woe: bool) -> bool:
+    if woe or side.features.get(name) == "number":
+        return name in side.features
+    at = _text_at(side, name)
+    return at > 0 and len(name) - at <= _TEXT and name[at:].isprintable()
+
+
+def _text_at(side: Side, name: str) -> int:
+    """Where in a column's name the text of its category begins; 0 if no category gives such a name."""
+    categories = (f"{feature}=" for feature, kind in side.features.items() if kind == "category")
+    return max((len(start) for start in categories if name.startswith(start)), default=0)
 
 
 # --- passive -----------------------------------------------------------------------------------------
@@ -459,7 +530,14 @@ def exchange_saved(channel: Channel) -> None:
 
 
 def check_independent(columns: F64, names: tuple[str, ...]) -> None:
-    """Raises Collinear when a side's own standardised columns repeat each other, naming them."""
+    """Whether a side's own standardised columns can be fitted together.
+
+    Raises:
+        NoOverlap: there is no row.
+        Collinear: columns repeat each other; it names them.
+    """
+    if not columns.shape[1]:
+        raise NoOverlap("no aligned row is left to fit columns on")
     gram = columns @ columns.T
     roots = np.sqrt(np.maximum(np.diag(gram), 1e-300))
     values, vectors = np.linalg.eigh(gram / np.outer(roots, roots))
@@ -474,7 +552,7 @@ def _open_holders(
     count, universe = columns.shape
     by_column, by_pair = layouts(contract, active_columns, count, universe)
     largest = products.largest_of(columns)
-    names = tuple(data.names[j] for j in order) if contract.disclosure.names else ()
+    names = told_names(contract, tuple(data.names[j] for j in order) if data.names else ())
     channel.send(pb.GlmColumns(largest=largest.tolist(), names=names))
     ones = np.ones(universe)
     first, second = _pairs(count)
@@ -497,15 +575,22 @@ def _answer(
         matvec.serve(channel, holder, count)
 
 
-def _finite(channel: Channel, values: object, due: int) -> F64:
+def _finite(channel: Channel, values: object, due: int, what: str = "coefficients", least: float = -np.inf) -> F64:
     array = np.array(values, np.float64)
-    if array.shape != (due,) or not np.isfinite(array).all():
-        raise channel.misbehaved(WrongLength, f"sent {array.size} coefficients where {due} finite ones were due")
+    if array.shape != (due,) or not (np.isfinite(array) & (array >= least)).all():
+        bound = "" if least == -np.inf else f" of {least:g} or more"
+        raise channel.misbehaved(WrongLength, f"sent {array.size} {what} where {due} finite ones{bound} were due")
     return array
 
 
 def _send_scores(channel: Channel, scores: F64) -> None:
-    whole = np.clip(np.rint(scores / _UNIT), -(2**31) + 1, 2**31 - 1).astype("<i4")
+    """Raises Malformed for scores that do not fit: an active side scales its coefficients so that they do."""
+    most = float(np.abs(scores).max(initial=0.0))
+    if not most <= _REACH:
+        raise channel.misbehaved(
+            Malformed, f"tried coefficients that give a row a partial score of {most:.3g}, over the {_REACH:g} that fit"
+        )
+    whole = np.rint(scores / _UNIT).astype("<i4")
     for first in range(0, len(whole), _PIECE_ROWS):
         channel.send(pb.GlmScores(first=first, values=whole[first : first + _PIECE_ROWS].tobytes()))
 
@@ -518,26 +603,27 @@ def _received(channel: Channel, contract: Contract, message: pb.GlmResult, order
     errors = None
     if message.errors:
         errors = np.empty(len(order))
-        errors[order] = _finite(channel, message.errors, len(order))
+        errors[order] = _finite(channel, message.errors, len(order), "standard errors", 0.0)
     inflation = None
     if message.inflation:
         inflation = np.empty(len(order))
-        inflation[order] = _finite(channel, message.inflation, len(order))
+        inflation[order] = _finite(channel, message.inflation, len(order), "inflation factors")
     due = (0, message.steps) if contract.align.mode != "mutual" else (message.steps,)
     if not 1 <= message.steps <= asks(_glm(contract)) or len(message.changes) not in due:
         raise channel.misbehaved(WrongLength, f"reported {message.steps} steps and the sizes of {len(message.changes)}")
-    facts = {
-        name: float(getattr(message, name))
-        for name in ("deviance", "null_deviance", "aic", "dispersion")
-        if message.HasField(name)
-    }
+    changes = _finite(channel, message.changes, len(message.changes), "sizes of steps", 0.0)
+    told = [name for name in ("deviance", "null_deviance", "aic", "dispersion") if message.HasField(name)]
+    facts = {name: float(getattr(message, name)) for name in told}
+    for name, value in facts.items():
+        if not np.isfinite(value):
+            raise channel.misbehaved(Malformed, f"reported {value} for {name}")
     return PassiveResult(
         natural,
         errors,
         inflation,
         message.converged,
         message.steps,
-        list(message.changes),
+        changes.tolist(),
         facts,
         bytes(message.model_id),
     )

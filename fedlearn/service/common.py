@@ -13,7 +13,7 @@ import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, date, datetime
 from typing import Any
 
@@ -219,23 +219,34 @@ class Models:
         self._seen, self.served, self.retired = -1, dict[str, Model](), set[str]()
 
     def refresh(self) -> bool:
-        """Load what was added to the models served; returns whether anything changed.
+        """Take out the models that are retired or gone, then load what was added; returns whether anything changed.
 
         Raises:
-            OwnMistake: a model is damaged; those served before stay.
+            Exception: of the first model that cannot be loaded (WrongModel when it is damaged), after everything else
+                is done. The model whose place it was to take keeps that; it is tried again at the next look.
         """
         change = self._registry.last_change()
         if change == self._seen:
             return False
         mine = [e for e in self._registry.list() if e.facts["contract_hash"] == self._contract.hash().hex()]
-        served = {}
-        for entry in mine:
-            model_id = entry.facts["model_id"]
-            if entry.state in SERVED:
-                old = self.served.get(model_id)
-                served[model_id] = Model(entry, old.scorer, old.drift) if old else self._load(entry)
+        standing = {entry.facts["model_id"]: entry for entry in mine if entry.state in SERVED}
         self.retired = {entry.facts["model_id"] for entry in mine if entry.state == "retired"}
-        self.served, self._seen = served, change
+        # States stay as they were until all is loaded, or there would be no champion meanwhile.
+        kept = self.served = {model_id: model for model_id, model in self.served.items() if model_id in standing}
+        served, damaged = dict[str, Model](), list[tuple[Entry, Exception]]()
+        for model_id, entry in standing.items():
+            try:
+                served[model_id] = replace(kept[model_id], entry=entry) if model_id in kept else self._load(entry)
+            except Exception as error:
+                damaged.append((entry, error))
+        for entry, _ in damaged:
+            former = self.in_state(entry.facts["name"], entry.state)  # of the states before
+            if former is not None and entry.state != "superseded":  # a place that one model has
+                served[former.entry.facts["model_id"]] = former
+        self.served = served
+        if damaged:
+            raise damaged[0][1]
+        self._seen = change
         return True
 
     def in_state(self, name: str, state: str) -> Model | None:
@@ -263,8 +274,8 @@ class Drift:
         with self._lock:
             for counts, code in zip(self._features, codes, strict=False):
                 counts[code] += 1
-            if margin is not None and self._before.deciles:
-                self._scores[int(np.searchsorted(self._before.deciles, margin))] += 1
+            if margin is not None and self._before.tenths is not None:
+                self._scores[int(np.searchsorted(self._before.tenths.cuts, margin))] += 1
 
     def indices(self) -> dict[str, float]:
         """Population stability index by feature, and of the ``score``; only of what was counted at all."""
@@ -272,7 +283,8 @@ class Drift:
             live = dict(zip(self._before.features, map(np.array, self._features), strict=True))
             scores = np.array(self._scores)
         found = {f"feature:{n}": stability(self._before.features[n], now) for n, now in live.items() if now.sum()}
-        return found | ({"score": stability(np.full(10, 0.1), scores)} if scores.sum() else {})
+        tenths = self._before.tenths
+        return found | ({"score": tenths.stability(scores)} if tenths is not None and scores.sum() else {})
 
 
 # --- figures and log ---------------------------------------------------------------------------------
