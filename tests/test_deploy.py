@@ -53,6 +53,27 @@ def test_dockerfiles(path: Path) -> None:
 
 
 @pytest.mark.parametrize("path", DOCKERFILES, ids=lambda path: path.parent.name)
+def test_what_images_copy_is_enough_to_build(path: Path, tmp_path: Path) -> None:
+    """The wheel, of what the build stage copies, by the back end that pip calls there."""
+    for word, rest in instructions(path):
+        if word == "COPY" and "--from" not in rest:
+            *sources, target = rest.split()
+            for source in sources:
+                place = tmp_path / ("src" if target == "./" else f"src/{target}")
+                if (ROOT / source).is_dir():
+                    shutil.copytree(ROOT / source, place, ignore=shutil.ignore_patterns("__pycache__"))
+                else:
+                    place.mkdir(exist_ok=True)
+                    shutil.copy(ROOT / source, place)
+    built = subprocess.run(
+        [sys.executable, "-m", "hatchling", "build", "-t", "wheel"], check=False, capture_output=True, text=True,
+        cwd=tmp_path / "src",
+    )  # fmt: skip
+    assert built.returncode == 0, built.stderr
+    assert list((tmp_path / "src/dist").glob("fedlearn-*.whl"))
+
+
+@pytest.mark.parametrize("path", DOCKERFILES, ids=lambda path: path.parent.name)
 def test_dockerfiles_by_hadolint(path: Path) -> None:
     program = shutil.which("hadolint", path=str(Path(sys.executable).parent))
     if program is None:

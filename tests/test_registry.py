@@ -5,6 +5,9 @@ from __future__ import annotations
 import json
 import os
 import sqlite3
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -109,6 +112,140 @@ def test_a_registry_that_was_changed_is_found(registry: Registry, tmp_path: Path
     (registry.folder / "index.sqlite").write_bytes(b"no database at all" * 100)
     with pytest.raises(WrongModel, match="cannot be read"):
         registry.list()
+
+
+def changed(registry: Registry, statement: str, *values: int) -> None:
+    """Let somebody write the index who has not the key."""
+    with sqlite3.connect(registry.folder / "index.sqlite") as base:
+        base.execute(statement, values)
+    base.close()
+
+
+@contextmanager
+def meanwhile(registry: Registry, monkeypatch: pytest.MonkeyPatch, *events: Callable[[], object]) -> Iterator[None]:
+    """Whenever a transaction of ``registry`` has ended, the next of ``events`` happens."""
+    opened, waiting = Registry._open, list(events)
+
+    @contextmanager
+    def disturbed(self: Registry) -> Iterator[sqlite3.Connection]:
+        with opened(self) as base:
+            yield base
+        if self is registry and waiting:
+            waiting.pop(0)()
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Registry, "_open", disturbed)
+        yield
+
+
+def test_a_model_that_is_retired_meanwhile_is_not_promoted(
+    registry: Registry, key: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = Registry(registry.folder, key)
+    with meanwhile(registry, monkeypatch, lambda: other.retire("credit", 1)):
+        registry.promote("credit", 1)
+    assert states(registry) == ["retired", "added"]
+
+
+def test_two_promotions_at_once_make_one_champion(
+    registry: Registry, key: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    registry.add(saved(tmp_path / "share3", 3), "credit", CONTRACT, "platform")
+    other = Registry(registry.folder, key)
+    with meanwhile(registry, monkeypatch, *(lambda n=n: other.promote("credit", n) for n in (2, 3))):
+        registry.promote("credit", 1)
+    assert states(registry).count("champion") == 1
+
+
+def test_what_a_promotion_was_decided_on_is_locked(
+    registry: Registry, key: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = Registry(registry.folder, key)
+    racing = threading.Thread(target=other.retire, args=("credit", 1))
+
+    def check(self: Registry, entry: object) -> None:
+        racing.start()
+        racing.join(0.3)
+
+    monkeypatch.setattr(Registry, "check_files", check)
+    registry.promote("credit", 1)
+    racing.join()
+    assert states(registry) == ["retired", "added"]
+
+
+def test_a_state_that_was_taken_out_is_found(registry: Registry) -> None:
+    registry.retire("credit", 1)
+    registry.promote("credit", 2)
+    for seq in (1, 3):
+        kept = (registry.folder / "index.sqlite").read_bytes()
+        changed(registry, "DELETE FROM states WHERE seq = ?", seq)
+        for attempt in (registry.list, lambda: registry.promote("credit", 1), lambda: registry.retire("credit", 2)):
+            with pytest.raises(WrongModel, match=rf"state {seq} .* is missing"):
+                attempt()
+        (registry.folder / "index.sqlite").write_bytes(kept)
+    changed(registry, "DELETE FROM entries WHERE version = 1")
+    with pytest.raises(WrongModel, match="lacks a model"):
+        registry.list()
+
+
+def test_an_entry_without_its_states_is_found(registry: Registry) -> None:
+    changed(registry, "DELETE FROM states WHERE seq = 2")
+    with pytest.raises(WrongModel, match=r"states of model credit-2 .* are missing"):
+        registry.list()
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        "SET body = 'no JSON'", "SET body = '[1]'", "SET body = NULL", "SET body = x'ff00'", "SET signature = NULL",
+        "SET body = CAST(x'ff' AS TEXT)", "SET signature = x''", "SET signature = 'text'", "SET body = '{}'",
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("table", ["entries", "states"])
+def test_damage_to_the_index_is_a_wrong_model(registry: Registry, key: Path, damage: str, table: str) -> None:
+    changed(registry, f"UPDATE {table} {damage} WHERE version = 1")
+    for attempt in (registry.list, lambda: registry.promote("credit", 2), lambda: registry.resign(key)):
+        with pytest.raises(WrongModel, match=r"not signed|cannot be read"):
+            attempt()
+
+
+@pytest.mark.parametrize("to", ["entries", "states"])
+def test_a_signed_row_of_the_other_table_is_refused(registry: Registry, to: str) -> None:
+    other = ({"entries", "states"} - {to}).pop()
+    row = f"(SELECT body, signature FROM {other} WHERE version = 1)"  # noqa: S608
+    changed(registry, f"UPDATE {to} SET (body, signature) = {row} WHERE version = 1")  # noqa: S608
+    with pytest.raises(WrongModel, match="not signed"):
+        registry.list()
+
+
+def test_an_addition_that_was_interrupted_does_not_block_the_name(registry: Registry, tmp_path: Path) -> None:
+    share, models = saved(tmp_path / "share3", 3), registry.folder / "models"
+    for left in ("credit-3", f".credit-3.partial-{os.getpid()}"):  # killed after the rename, and before it
+        (models / left).mkdir()
+        (models / left / "share.arrow").write_bytes(b"left")
+    entry = registry.add(share, "credit", CONTRACT, "platform")
+    assert entry.label == "credit-3"
+    assert registry.load(entry, CONTRACT, "platform").model_id == b"\3" * 16
+    others = [path for path in models.iterdir() if path.name not in {e.label for e in registry.list()}]
+    assert [path.name.startswith(".credit-3.left-") for path in others] == [True]
+    assert (others[0] / "share.arrow").read_bytes() == b"left"
+
+
+def test_the_files_of_a_lost_index_are_not_moved_from_under_their_addition(registry: Registry, key: Path) -> None:
+    place = registry.folder / "models" / "credit-1"
+    (registry.folder / "index.sqlite").unlink()
+    with pytest.raises(OutputExists):
+        Registry(registry.folder, key).add(place, "credit", CONTRACT, "platform")
+    assert (place / "share.arrow").is_file()
+
+
+@pytest.mark.parametrize("name", ['../../escaped"x', "", ".", "..", "-a", "_a", "a/b", "a b", "a\n", "ä", "x" * 64])
+def test_what_is_no_name_is_refused(registry: Registry, tmp_path: Path, name: str) -> None:
+    share, before = saved(tmp_path / "share3", 3), sorted(tmp_path.rglob("*"))
+    with pytest.raises(BadConfig, match="1 to 63 letters"):
+        registry.add(share, name, CONTRACT, "platform")
+    assert sorted(tmp_path.rglob("*")) == before
+    assert registry.add(share, "A.b_c-1" + "x" * 56, CONTRACT, "platform").facts["version"] == 1
 
 
 def test_a_new_key_signs_anew_what_the_old_one_signed(registry: Registry, key: Path, tmp_path: Path) -> None:

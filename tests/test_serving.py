@@ -138,6 +138,13 @@ def test_http_says_the_same(pair: Pair, running: dict[str, Process]) -> None:
     assert call("POST", "/v1/score", b"not json")[0] == 400
     assert call("GET", "/elsewhere")[0] == 404
     assert call("POST", "/v1/score", b"x" * 20_000)[0] == 413
+    for header, value in (("Content-Length", "1_0"), ("Content-Length", "x"), ("Transfer-Encoding", "chunked")):
+        connection.close()
+        connection.putrequest("POST", "/v1/score")
+        connection.putheader(header, value)
+        connection.endheaders()
+        answer = connection.getresponse()  # what follows must not be taken for another request
+        assert (answer.status, answer.getheader("Connection")) == (413, "close")
     connection.close()
 
 

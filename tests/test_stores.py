@@ -116,6 +116,30 @@ def test_postgres(postgres: Postgres) -> None:
     texts.close()
 
 
+def test_a_key_column_of_numbers_finds_no_other_spelling(tmp_path: Path, postgres: Postgres) -> None:
+    """A database casts '0600' to the number 600; by the contract it is another applicant."""
+    path = tmp_path / "numbers.sqlite"
+    with sqlite3.connect(path) as base:
+        base.execute("CREATE TABLE features (phone INTEGER PRIMARY KEY, income REAL, visits REAL, city TEXT)")
+        base.execute("INSERT INTO features VALUES (600, 1, 2, 'Rome')")
+    base.close()
+    postgres.run(
+        "CREATE TABLE numbers (phone bigint PRIMARY KEY, income int, visits int, city text)",
+        "INSERT INTO numbers VALUES (600, 1, 2, 'Rome')",
+        "CREATE TABLE padded (phone char(8) PRIMARY KEY, income int, visits int, city text)",
+        "INSERT INTO padded VALUES ('600', 1, 2, 'Rome')",
+    )
+    stores = [
+        open_store(Store(kind="sqlite", path=path), KEY, KINDS),
+        *(open_postgres(postgres, table=table) for table in ("numbers", "padded")),
+    ]
+    for store in stores:
+        assert store.get("600") == (1.0, 2.0, "Rome")
+        for other in ("0600", " 600", "600.0", "6e2", "abc", "\0", "9" * 30, ""):
+            assert store.get(other) is None, other
+        store.close()
+
+
 def test_postgres_is_away_for_a_while(postgres: Postgres) -> None:
     store = open_postgres(postgres, timeout_ms=500)
     check_rows(store)

@@ -54,9 +54,9 @@ class Stage:
         self._stack.callback(made.close)
         return made
 
-    def channel(self) -> Any:
+    def channel(self, name: str = "bank") -> Any:
         """Straight to the service, for what a Client does not send."""
-        tls = self._certificates["bank"]
+        tls = self._certificates[name]
         files = [file.read_bytes() for file in (tls.authority, tls.key, tls.certificate)]
         options = [("grpc.ssl_target_name_override", "platform")]
         return self._stack.enter_context(
@@ -184,6 +184,30 @@ def outcome(client: Client) -> str:
     return "answered"
 
 
+def test_calls_that_never_send_hold_no_threads(stage: Stage) -> None:
+    """Whoever has any certificate may open calls and say nothing; the callers are answered all the same."""
+    stage.server()
+    silence = threading.Event()
+
+    def nothing() -> Iterator[bytes]:
+        silence.wait(30)
+        yield from ()
+
+    channels = [stage.channel("other") for _ in range(4)]
+    held = [
+        channels[n % 4].stream_unary(method).future(nothing())
+        for n, method in enumerate(["/grpc.health.v1.Health/Check", "/fedlearn.v1.Serving/Score"] * 60)
+    ]
+    client = stage.client()
+    for _ in range(5):
+        assert client.ask(b"row", 5) == b"row"
+    codes = {call.code() for call in held}
+    assert codes <= {grpc.StatusCode.RESOURCE_EXHAUSTED, grpc.StatusCode.PERMISSION_DENIED, grpc.StatusCode.CANCELLED}
+    health = stage.channel("other").unary_unary("/grpc.health.v1.Health/Check")
+    assert health(b"", timeout=5) == b"\x08\x01"
+    silence.set()
+
+
 def test_requests_wait_for_their_turn_and_not_too_many(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(rpc, "_WAITING", 2)
     free = threading.Event()
@@ -194,14 +218,14 @@ def test_requests_wait_for_their_turn_and_not_too_many(stage: Stage, monkeypatch
 
     server, client = stage.server(answer, workers=1), stage.client()
     with asked(client, 3) as became:
-        wait_for(lambda: server._turns._waiting == 2)
+        wait_for(lambda: server.turns._waiting == 2)
         assert refused(lambda: client.ask(b"row", 5)) == "too-many"
         with pytest.raises(grpc.RpcError) as single:  # a single call waits with them
             stage.channel().unary_unary("/fedlearn.v1.Serving/Score")(b"row", timeout=5)
         assert dict(single.value.trailing_metadata())["fedlearn-status"] == "too-many"
         free.set()
     assert became == ["answered"] * 3
-    assert server._turns._waiting == 0
+    assert server.turns._waiting == 0
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ from fedlearn.service.common import (
     check_terms,
     features_of,
 )
-from fedlearn.service.store import Features
+from fedlearn.service.store import Features, normaliser
 from fedlearn.v1 import serve_pb2 as pb
 
 
@@ -31,7 +31,7 @@ class Answering:
         """``contract`` has a ``[serving]``."""
         self._contract, self._service, self._models = contract, service, models
         self._store, self._audit, self._peer = store, audit, contract.peer_of(me)
-        self._hash, self._memo = contract.serving_hash(), Memo()
+        self._hash, self._memo, self._normal = contract.serving_hash(), Memo(), normaliser(contract.align.key)
         if contract.serving is not None:
             self._limit = Limiter(contract.serving.per_second, contract.serving.per_day)
             self._each = EachLimiter(contract.serving.per_applicant)
@@ -51,7 +51,8 @@ class Answering:
         request = _parsed(raw)
         try:
             self._check(request)
-            return self._memo.once(request.request_id, raw, lambda: self._part(request))
+            model = self._model(request.model_id.hex())  # before the memory of answers: it may be retired by now
+            return self._memo.once(named(request), raw, lambda: self._part(request, model))
         except Refusal as refusal:
             self._audit.add("refuse", request=request.request_id[:64], status=refusal.status)
             raise
@@ -62,12 +63,13 @@ class Answering:
         if request.serving_hash != self._hash:
             raise Refusal("contract-differs", "the two sides hold different contracts, or another [serving]")
         check_terms(self._contract, request)
+        if self._normal(request.applicant) != request.applicant:  # or each spelling would have limits of its own
+            raise Refusal("malformed", "applicant is not an identifier in the contract's form")
         if counted:
             self._limit.take()
             self._each.take(request.applicant)
 
-    def _part(self, request: pb.PartRequest) -> bytes:
-        model = self._model(request.model_id.hex())
+    def _part(self, request: pb.PartRequest, model: Model) -> bytes:
         row = features_of(self._store, request.applicant, self._service.most_missing)
         part = model.scorer.part(row)
         model.drift.count(model.scorer.codes(row))
@@ -85,6 +87,11 @@ class Answering:
         if model is None:
             raise Refusal("wrong-pair", "this side serves no half of that model")
         return model
+
+
+def named(request: pb.PartRequest) -> str:
+    """What its answer is kept under: after a promotion the same request may come again for the new model."""
+    return f"{request.request_id} {request.model_id.hex()}"
 
 
 def _parsed(raw: bytes) -> pb.PartRequest:

@@ -23,6 +23,7 @@ from fedlearn.service.common import (
     Refusal,
     check_terms,
     features_of,
+    log,
 )
 from fedlearn.service.scorer import Outcome, Part
 from fedlearn.service.store import Features, Row, normaliser
@@ -109,6 +110,7 @@ class Deciding:
         self._audit.add(
             "score", request=request.request_id, consent=request.consent, purpose=request.purpose, caller=caller,
             model=model.entry.facts["model_id"], mode=self._mode, fallback=bool(reason), decision=reply.decision,
+            joint=not model.entry.facts["alone"],
         )  # fmt: skip
         return reply.SerializeToString()
 
@@ -125,8 +127,13 @@ class Deciding:
         return champion
 
     def _fallback(self) -> Model | None:
+        """The model that does without the passive side, where one is named: no joint model, even if it has the name."""
         name = self._service.fallback
-        return None if name is None else self._models.in_state(name, "champion")
+        found = None if name is None else self._models.in_state(name, "champion")
+        if found is not None and not found.entry.facts["alone"]:
+            log("fallback-not-alone", model=found.entry.label)
+            return None
+        return found
 
     def _part(self, request: pb.ScoreRequest, applicant: str, row: Row, model: Model) -> Part:
         if model.entry.facts["alone"]:
@@ -162,6 +169,7 @@ class Deciding:
             if self._failures >= _PATIENCE:
                 self._again = time.monotonic() + _PAUSE
             return refusal
+        self._failures = 0  # it has answered
         status = "unknown-at-peer" if refusal.status == "unknown-applicant" else refusal.status
         if status not in STATUSES:
             status = "peer-misbehaved"

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import gc
-import ssl
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from typing import Any
 
@@ -18,12 +17,12 @@ from fedlearn.service.audit import AuditLog
 from fedlearn.service.common import Metrics, Models, Refusal, log
 from fedlearn.service.deciding import Deciding
 from fedlearn.service.registry import open_registry
-from fedlearn.service.rpc import METHODS, Client, Server, stamp
+from fedlearn.service.rpc import METHODS, Client, Server
 from fedlearn.service.scorer import active_scorer, passive_scorer
 from fedlearn.service.sealed import SealedAnswering, SealedDeciding, sealed_active_scorer, sealed_passive_scorer
 from fedlearn.service.store import Features, open_store
 from fedlearn.service.tracing import TracedStore, Tracer
-from fedlearn.service.web import Web, scoring, status_page, tls_context
+from fedlearn.service.web import Web, scoring, status_page
 
 Answer = Callable[[str, bytes], bytes]
 _LOOK = 0.5  # seconds between two looks at registry and certificates
@@ -48,9 +47,7 @@ def serve(party: PartyFile, stop: threading.Event) -> None:
     registry, contract = open_registry(party)
     service = _checked(party, contract)
     role = contract.role_of(party.party)
-    features = dict(contract.side(role).features)
-    if role == "active" and contract.label.offset is not None:
-        features[contract.label.offset] = "number"
+    features = _columns(contract, role)
     sealed = contract.serving is not None and contract.serving.mode == "sealed"
     names, scorer = list(features), _SCORERS[role, sealed]
     tracer = Tracer(service.traces, party.party)
@@ -65,10 +62,11 @@ def serve(party: PartyFile, stop: threading.Event) -> None:
         stack.callback(store.close)
         audit = AuditLog(service.audit, party.party, party.tls.key)
         stack.callback(audit.close)
-        client = None
+        looks: list[Callable[[], object]] = [lambda: _look_at(models)]
         if role == "active":
             client = Client(str(service.peer), party.tls, party.party, contract.passive.name, "Parts", tracer)
             stack.callback(client.close)
+            looks.append(client.renew)
             deciding = SealedDeciding if sealed else Deciding
             answer: Answer = deciding(contract, service, models, store, audit, client, metrics).answer
         else:
@@ -80,22 +78,32 @@ def serve(party: PartyFile, stop: threading.Event) -> None:
         server = Server(
             service.listen, party.tls, party.party, stream, answer, service.workers, callers, tracer, call=call
         )
-        context = None
+        web = None
         if service.http is not None:
-            context = tls_context(party.tls, party.party)
-            stack.callback(Web(service.http, scoring(answer, tracer), context).close)
+            # One bound for gRPC and HTTP together: [service] workers is of all requests under way.
+            web = Web(service.http, scoring(answer, tracer, server.turns), party.tls, party.party)
+            stack.callback(web.close)
+            looks.append(web.renew)
         if service.status is not None:
             page = status_page(lambda: server.serving and bool(models.served), lambda: metrics.text(models))
-            stack.callback(Web(service.status, page, None).close)
-        stack.callback(lambda: server.drain(_GRACE))
+            stack.callback(Web(service.status, page).close)  # after the draining, which it shows
+        stack.callback(_drain, server, web, _GRACE)
         server.start()
         gc.collect()
         gc.freeze()  # tables and models stay: no need to look through them again and again
         log("ready", party=party.party, role=role, models=[model.entry.label for model in models.served.values()])
-        _watch(party, models, client, context, stop)
+        _watch(looks, stop)
         log("draining")
         gc.unfreeze()
     log("stopped")
+
+
+def _columns(contract: Contract, role: str) -> dict[str, Any]:
+    """What this side's store must hold of an applicant."""
+    features: dict[str, Any] = dict(contract.side(role).features)
+    if role == "active" and contract.label.offset is not None:
+        features[contract.label.offset] = "number"
+    return features
 
 
 def _checked(party: PartyFile, contract: Contract) -> Service:
@@ -137,24 +145,43 @@ def _counted(answer: Answer, metrics: Metrics) -> Answer:
     return counted
 
 
-def _watch(
-    party: PartyFile, models: Models, client: Client | None, context: ssl.SSLContext | None, stop: threading.Event
-) -> None:
-    """Take over promoted models and new certificates, until it is time to stop."""
-    seen = stamp(party.tls)
+def _watch(looks: Sequence[Callable[[], object]], stop: threading.Event) -> None:
+    """Take over promoted models and new certificates, until it is time to stop.
+
+    Each look is for itself: a damaged model holds up no certificate. Nothing that one meets ends the service.
+    """
     try:
         while not stop.wait(_LOOK):
-            try:
-                if models.refresh():
-                    log("models", served=[f"{m.entry.label} {m.entry.state}" for m in models.served.values()])
-                if stamp(party.tls) != seen:
-                    if context is not None:
-                        check_own(party.tls, party.party)
-                        context.load_cert_chain(party.tls.certificate, party.tls.key)
-                    if client is not None:
-                        client.renew()
-                    seen = stamp(party.tls)
-            except (FedlearnError, OSError) as error:
-                log("not-reloaded", message=str(error))
+            for look in looks:
+                try:
+                    look()
+                except (FedlearnError, OSError) as error:
+                    log("not-reloaded", message=str(error))
+                except Exception as error:
+                    log("not-reloaded", message=f"{type(error).__name__}: {error}")
     except KeyboardInterrupt:
         return
+
+
+def _look_at(models: Models) -> None:
+    """Take over promoted and retired models; what has changed is logged, even if another model is damaged."""
+    before, changed = _labels(models), False
+    try:
+        changed = models.refresh()
+    finally:
+        if changed or _labels(models) != before:
+            log("models", served=_labels(models))
+
+
+def _labels(models: Models) -> list[str]:
+    return [f"{model.entry.label} {model.entry.state}" for model in models.served.values()]
+
+
+def _drain(server: Server, web: Web | None, seconds: float) -> None:
+    """Refuse new requests, and wait for those under way; gRPC and HTTP have the same seconds."""
+    end = time.monotonic() + seconds
+    if web is not None:
+        web.stop()
+    server.drain(seconds)
+    if web is not None:
+        web.close(end - time.monotonic())

@@ -1,7 +1,8 @@
 """A party's models: a folder of shares with an SQLite index; every entry and every change of state is signed.
 
 ``models/<name>-<version>/`` holds a copy of the share. An entry says what the share is (pair, contract, files by hash,
-figures, alignment, ledger) and is never changed. States are entered one after the other; the last one counts:
+figures, alignment, ledger) and is never changed. States are entered one after the other and numbered without gaps; the
+last one counts:
 
     added → champion | challenger → superseded (by the next of its kind) → retired
 
@@ -13,9 +14,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import shutil
 import sqlite3
-from collections.abc import Iterator
+import time
+from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -38,6 +41,7 @@ CREATE TABLE IF NOT EXISTS states (seq INTEGER PRIMARY KEY AUTOINCREMENT, name T
                                    body TEXT, signature BLOB);
 """
 SERVED = ("champion", "challenger", "superseded")
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,62}")
 
 
 @dataclass(frozen=True)
@@ -68,17 +72,26 @@ class Registry:
         """Copy a share into the registry as the next version of ``name``.
 
         Raises:
-            FileMissing, WrongModel: there is no share of this party under this contract in ``folder``.
+            BadConfig: the name is none.
+            FileMissing, WrongModel: there is no share of this party under this contract in ``folder``, or the registry
+                is damaged.
             OutputExists: this very model is there already.
         """
+        if not _NAME.fullmatch(name):
+            raise BadConfig(
+                f"a model's name has 1 to 63 letters, digits, '_', '-' or '.' and begins with a letter or digit: not"
+                f" {name[:80]!r}"
+            )
         share, run = load_share(folder, contract, party), _run_of(folder)
         with self._open() as base:
-            known = base.execute("SELECT name FROM entries WHERE model_id = ?", (share.model_id.hex(),)).fetchone()
-            if known:
-                raise OutputExists(f"model {share.model_id.hex()} is in the registry already, under {known[0]!r}")
-            found = base.execute("SELECT COALESCE(MAX(version), 0) FROM entries WHERE name = ?", (name,)).fetchone()
-            version = int(found[0]) + 1
+            known = self._all(base)
+            same = [e.facts["name"] for e in known if e.facts["model_id"] == share.model_id.hex()]
+            if same:
+                raise OutputExists(f"model {share.model_id.hex()} is in the registry already, under {same[0]!r}")
+            version = 1 + max((e.facts["version"] for e in known if e.facts["name"] == name), default=0)
             place = self.folder / "models" / f"{name}-{version}"
+            if place.name.casefold() not in {e.label.casefold() for e in known}:  # some disks ignore case
+                _clear(place, folder)
             with trees.staged(place) as partial:
                 shutil.copytree(folder, partial, dirs_exist_ok=True)
             facts = _facts(share, run, contract, party) | {
@@ -94,45 +107,44 @@ class Registry:
         return Entry(facts, "added")
 
     def list(self) -> list[Entry]:
-        """All models, by name and version. Raises WrongModel for an entry that this party did not sign."""
+        """All models, by name and version.
+
+        Raises:
+            WrongModel: the registry is damaged, holds what this party did not sign, or lacks a state.
+        """
         with self._open() as base:
-            states = self._states(base)
-            rows = base.execute("SELECT name, version, body, signature FROM entries ORDER BY name, version").fetchall()
-        return [self._entry(row, states) for row in rows]
+            return list(self._all(base))
 
     def show(self, name: str, version: int | None = None) -> Entry:
-        """One model; the latest version by default. Raises FileMissing when there is none."""
-        found = [e for e in self.list() if e.facts["name"] == name and version in (None, e.facts["version"])]
-        if not found:
-            raise FileMissing(f"there is no model {name!r}{f' version {version}' if version else ''} in {self.folder}")
-        return found[-1]
+        """One model; the latest version by default. Raises FileMissing when there is none; or as :meth:`list`."""
+        return self._one(self.list(), name, version)
 
     def promote(self, name: str, version: int, state: str = "champion") -> Entry:
         """Serve a model as ``champion`` or ``challenger``; the one before it is superseded.
 
         Raises:
-            FileMissing, WrongModel: there is no such model, or its files were changed.
+            FileMissing, WrongModel: there is no such model, its files were changed, or as :meth:`list`.
             Refused: it is retired.
             BadConfig: neither champion nor challenger.
         """
         if state not in ("champion", "challenger"):
             raise BadConfig(f"a model is promoted to champion or challenger, not to {state!r}")
-        entry = self.show(name, version)
-        if entry.state == "retired":
-            raise Refused(f"model {entry.label} is retired and cannot be promoted")
-        self.check_files(entry)
-        before = [e for e in self.list() if e.facts["name"] == name and e.state == state]
-        with self._open() as base:
-            for other in before:
-                if other.facts["version"] != version:
+        with self._open() as base:  # what it was decided on must not change before it is entered
+            known = self._all(base)
+            entry = self._one(known, name, version)
+            if entry.state == "retired":
+                raise Refused(f"model {entry.label} is retired and cannot be promoted")
+            self.check_files(entry)
+            for other in known:
+                if (other.facts["name"], other.state) == (name, state) and other.facts["version"] != version:
                     self._enter(base, name, other.facts["version"], "superseded")
             self._enter(base, name, version, state)
         return Entry(entry.facts, state)
 
     def retire(self, name: str, version: int) -> Entry:
-        """Never serve a model again. Raises FileMissing when there is none."""
-        entry = self.show(name, version)
+        """Never serve a model again. Raises FileMissing when there is none; or as :meth:`list`."""
         with self._open() as base:
+            entry = self._one(self._all(base), name, version)
             self._enter(base, name, version, "retired")
         return Entry(entry.facts, "retired")
 
@@ -166,8 +178,8 @@ class Registry:
             for table in ("entries", "states"):
                 rows = base.execute(f"SELECT rowid, body, signature FROM {table}").fetchall()  # noqa: S608  (ours)
                 for row, body, signature in rows:
-                    if not is_signed(former, _SIGNED + body.encode(), signature):
-                        raise WrongModel(f"row {row} of {table} in {self.folder} is not signed with {former}")
+                    wrong = f"row {row} of {table} in {self.folder} is not signed with {former}"
+                    _signed(body, signature, former, wrong)
                     fresh = sign(self._key, _SIGNED + body.encode())
                     base.execute(f"UPDATE {table} SET signature = ? WHERE rowid = ?", (fresh, row))  # noqa: S608
                     count += 1
@@ -184,24 +196,43 @@ class Registry:
         row = (last + 1, name, version, state, body, sign(self._key, _SIGNED + body.encode()))
         base.execute("INSERT INTO states VALUES (?, ?, ?, ?, ?, ?)", row)
 
+    def _all(self, base: sqlite3.Connection) -> Sequence[Entry]:
+        states = self._states(base)
+        rows = base.execute("SELECT name, version, body, signature FROM entries ORDER BY name, version").fetchall()
+        found = [self._entry(row, states) for row in rows]
+        if len(found) != len(states):
+            raise WrongModel(f"the registry {self.folder} lacks a model that was entered")
+        return found
+
     def _states(self, base: sqlite3.Connection) -> dict[tuple[str, int], str]:
+        """The last state of each model: all were entered by this party, and none was taken out."""
         found = {}
-        for seq, body, signature in base.execute("SELECT seq, body, signature FROM states ORDER BY seq"):
-            said = json.loads(body)
-            if said["seq"] != seq or not is_signed(self._key, _SIGNED + body.encode(), signature):
-                raise WrongModel(f"state {seq} in the registry {self.folder} is not signed with this party's key")
+        rows = base.execute("SELECT seq, body, signature FROM states ORDER BY seq")
+        for due, (seq, body, signature) in enumerate(rows, 1):
+            wrong = f"state {seq} in the registry {self.folder} is not signed with this party's key"
+            said = _signed(body, signature, self._key, wrong)
+            if said.get("seq") != seq:  # the row of another one, or of a model
+                raise WrongModel(wrong)
+            if seq != due:
+                raise WrongModel(f"state {due} in the registry {self.folder} is missing")
             found[said["name"], said["version"]] = str(said["state"])
         return found
 
     def _entry(self, row: tuple[str, int, str, bytes], states: dict[tuple[str, int], str]) -> Entry:
         name, version, body, signature = row
-        facts = json.loads(body)
-        signed = is_signed(self._key, _SIGNED + body.encode(), signature)
-        if not signed or (facts["name"], facts["version"]) != (name, version):
-            raise WrongModel(
-                f"model {name}-{version} in the registry {self.folder} is not signed with this party's key"
-            )
-        return Entry(facts, states.get((name, version), "added"))
+        wrong = f"model {name}-{version} in the registry {self.folder} is not signed with this party's key"
+        facts = _signed(body, signature, self._key, wrong)
+        if "files" not in facts or (facts["name"], facts["version"]) != (name, version):
+            raise WrongModel(wrong)
+        if (name, version) not in states:  # the first was entered together with the model
+            raise WrongModel(f"the states of model {name}-{version} in the registry {self.folder} are missing")
+        return Entry(facts, states[name, version])
+
+    def _one(self, known: Sequence[Entry], name: str, version: int | None) -> Entry:
+        found = [e for e in known if e.facts["name"] == name and version in (None, e.facts["version"])]
+        if not found:
+            raise FileMissing(f"there is no model {name!r}{f' version {version}' if version else ''} in {self.folder}")
+        return found[-1]
 
     @contextmanager
     def _open(self) -> Iterator[sqlite3.Connection]:
@@ -227,6 +258,25 @@ def load_share(folder: Path, contract: Contract, party: str) -> Share:
     load: Any = trees.load if contract.glm is None else linear.load
     share: Share = load(folder, contract, party)
     return share
+
+
+def _signed(body: Any, signature: Any, key: Path, wrong: str) -> dict[str, Any]:
+    """What a row of the index says. Raises WrongModel with ``wrong``, before anything is read, if it is not signed."""
+    usual = isinstance(body, str) and isinstance(signature, bytes)
+    if not usual or not is_signed(key, _SIGNED + body.encode(), signature):
+        raise WrongModel(wrong)
+    return dict(json.loads(body))
+
+
+def _clear(place: Path, source: Path) -> None:
+    """Move away what an addition left that was interrupted before its entry was made; half a copy is removed.
+
+    It is kept under another name: should the index have been lost, these are the files of a model that was served.
+    """
+    for left in place.parent.glob(f".{place.name}.partial-*"):
+        shutil.rmtree(left)
+    if place.exists() and source.resolve() != place.resolve():
+        place.rename(place.with_name(f".{place.name}.left-{time.time_ns()}"))
 
 
 def compare(one: Entry, other: Entry) -> dict[str, tuple[Any, Any]]:

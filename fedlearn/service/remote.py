@@ -11,10 +11,10 @@ import contextlib
 import logging
 from typing import Any
 
-from fedlearn.contract import Kind, Store
+from fedlearn.contract import Key, Kind, Store
 from fedlearn.errors import BadConfig, ColumnMissing, FileMissing
 from fedlearn.models.row import Value
-from fedlearn.service.store import Row, StoreAway, typed
+from fedlearn.service.store import Row, StoreAway, normaliser, typed
 
 #: Types of PostgreSQL that are read in its own text form, as tables to train on are (see data/postgres.py).
 _AS_TEXT = ("numeric", "date", "time", "timetz", "timestamp", "timestamptz", "interval", "uuid")
@@ -23,7 +23,7 @@ _AS_TEXT = ("numeric", "date", "time", "timetz", "timestamp", "timestamptz", "in
 class PostgresStore:
     """A table of a PostgreSQL server, read anew for each request in a read-only transaction."""
 
-    def __init__(self, store: Store, key: str, features: dict[str, Kind]) -> None:
+    def __init__(self, store: Store, key: Key, features: dict[str, Kind]) -> None:
         """Connect, and check that the table has the columns.
 
         Raises:
@@ -40,10 +40,10 @@ class PostgresStore:
             raise BadConfig("a store in PostgreSQL needs psycopg and its pool: install fedlearn[postgres]") from None
         logging.getLogger("psycopg.pool").addHandler(logging.NullHandler())  # it would write between our lines of JSON
         self._kinds, self._slow = features, (psycopg.errors.QueryCanceled, PoolTimeout)
-        self._lost = psycopg.OperationalError
+        self._lost, self._no_key, self._normal = psycopg.OperationalError, psycopg.DataError, normaliser(key)
         table = sql.Identifier(*store.table.split("."))
-        names = sql.SQL(", ").join(map(sql.Identifier, (key, *features)))
-        self._query = sql.SQL("SELECT {} FROM {} WHERE {} = %s").format(names, table, sql.Identifier(key))
+        names = sql.SQL(", ").join(map(sql.Identifier, (key.column, *features)))
+        self._query = sql.SQL("SELECT {} FROM {} WHERE {} = %s").format(names, table, sql.Identifier(key.column))
         url = store.url.get_secret_value() if store.url else ""
         settings: dict[str, Any] = {
             "autocommit": True, "connect_timeout": 2, "prepare_threshold": 0, "tcp_user_timeout": store.timeout_ms,
@@ -85,7 +85,7 @@ class PostgresStore:
             raise StoreAway from None
         except self._lost:
             row = self._row_again(applicant)
-        if row is None:
+        if row is None or self._normal(str(row[0])) != applicant:  # a column of numbers finds 7 for '07' and ' 7' too
             return None
         return tuple(typed(value, *column) for value, column in zip(row[1:], self._kinds.items(), strict=True))
 
@@ -99,7 +99,10 @@ class PostgresStore:
 
     def _row(self, applicant: str) -> tuple[Any, ...] | None:
         with self._pool.connection() as connection:
-            found: tuple[Any, ...] | None = connection.execute(self._query, (applicant,)).fetchone()
+            try:
+                found: tuple[Any, ...] | None = connection.execute(self._query, (applicant,)).fetchone()
+            except self._no_key:  # no value of the key's type: 'x1' or thirty digits in a column of numbers
+                return None
             return found
 
     def close(self) -> None:

@@ -45,6 +45,8 @@ METHODS = {"active": ("Scores", "Score"), "passive": ("Parts", "")}
 _HEALTH = "grpc.health.v1.Health"
 _REFLECTION = ("grpc.reflection.v1.ServerReflection", reflection.SERVICE_NAME)  # of the same messages
 _REFLECTING = 10.0  # seconds after which a stream of questions is ended; there is one at a time
+_LINGER = 65.0  # seconds for requests under way on a connection that another has replaced: more than any deadline
+_CHECKS, _CHECKING = 8, 5.0  # questions about health at once, and seconds for each
 _WAITING = 256  # requests that may wait for their turn; more are refused at once
 _STREAMS = 256  # a client keeps at most so many; a server takes twice as many, since those of an old certificate linger
 _STATUS = "fedlearn-status"
@@ -83,10 +85,9 @@ class Server:
             tls: this party's certificate and key, and the authority.
             me: the name in this party's certificate.
             stream: method whose requests come on streams.
-            answer: gives the answer to a caller's request, or raises Refusal; of single calls it decides whom it
-                answers.
+            answer: gives the answer to a caller's request, or raises Refusal.
             workers: how many requests are answered at once; others wait.
-            callers: the names that may open streams and ask what can be asked.
+            callers: the names that may ask anything but for health.
             tracer: of the spans of requests.
             call: method of single calls with the same requests.
 
@@ -96,13 +97,13 @@ class Server:
         """
         self._answer, self.serving, self._tls, self._me = answer, False, tls, me
         self._stamp, self._callers, self._tracer = stamp(tls), callers, tracer
-        self._turns, self._streams = _Turns(workers), _Streams()
+        self.turns, self._streams = _Turns(workers), _Streams()
         self._reflection = reflection.ReflectionServicer((SERVICE, _HEALTH, *_REFLECTION))
-        self._reflecting = threading.BoundedSemaphore(1)
+        self._reflecting, self._checking = threading.BoundedSemaphore(1), threading.BoundedSemaphore(_CHECKS)
         methods = {stream: grpc.stream_stream_rpc_method_handler(self._converse)}
         if call:
-            methods[call] = grpc.unary_unary_rpc_method_handler(self._handle)
-        health = {"Check": grpc.unary_unary_rpc_method_handler(self._health)}
+            methods[call] = grpc.stream_unary_rpc_method_handler(self._handle)
+        health = {"Check": grpc.stream_unary_rpc_method_handler(self._health)}
         handlers = [
             grpc.method_handlers_generic_handler(service, served)
             for service, served in ((SERVICE, methods), (_HEALTH, health))
@@ -163,21 +164,30 @@ class Server:
         log("certificate-rotated")
         return found
 
-    def _handle(self, raw: bytes, context: grpc.ServicerContext) -> bytes:
+    def _handle(self, raws: Iterator[bytes], context: grpc.ServicerContext) -> bytes:
+        """A single call. For gRPC it is a stream of one message: it would wait for a single one before it asked us."""
+        caller = self._admitted(context)
+        raw = _only(raws, context)
         parent = next((str(value) for name, value in context.invocation_metadata() if name == HEADER), "")
         try:
-            with self._turns, self._tracer.span("request", parent):
-                return self._answer(_caller(context), raw)
+            with self.turns, self._tracer.span("request", parent):
+                return self._answer(caller, raw)
         except Refusal as refusal:
             _abort(context, refusal)
         raise AssertionError  # abort raises
 
+    def _admitted(self, context: grpc.ServicerContext) -> str:
+        """The caller's name, if it may ask."""
+        caller = _caller(context)
+        if caller not in self._callers:
+            log("refused", caller=caller[:63], status="not-a-caller")
+            _abort(context, Refusal("not-a-caller", "nobody of this name may ask"))
+        return caller
+
     def _converse(self, raws: Iterator[bytes], context: grpc.ServicerContext) -> Iterator[bytes]:
         """The requests of one stream. It holds a thread for as long as it is open: hence the bound."""
-        caller = _caller(context)
+        caller = self._admitted(context)
         try:
-            if caller not in self._callers:
-                raise Refusal("not-a-caller", "nobody of this name may ask")
             self._streams.open(context, caller)
         except Refusal as refusal:
             log("refused", caller=caller[:63], status=refusal.status)
@@ -199,7 +209,7 @@ class Server:
             return pb.Answered(status="malformed", sentence="the message is no Asked").SerializeToString()
         answered = pb.Answered(number=asked.number)
         try:
-            with self._turns, self._tracer.span("request", asked.traceparent):
+            with self.turns, self._tracer.span("request", asked.traceparent):
                 answered.reply = self._answer(caller, asked.request)
         except Refusal as refusal:
             answered.status, answered.sentence = refusal.status, str(refusal)
@@ -211,17 +221,21 @@ class Server:
             _abort(context, Refusal("not-a-caller", "reflection answers those only who may ask for scores"))
         if not self._reflecting.acquire(timeout=1.0):  # the one before may be about to end
             _abort(context, Refusal("too-many", "reflection answers one at a time"))
-        timer = threading.Timer(_REFLECTING, context.cancel)
-        timer.daemon = True
-        timer.start()
         try:
-            yield from self._reflection.ServerReflectionInfo(requests, context)
+            with _at_most(_REFLECTING, context):
+                yield from self._reflection.ServerReflectionInfo(requests, context)
         finally:
-            timer.cancel()
             self._reflecting.release()
 
-    def _health(self, raw: bytes, context: grpc.ServicerContext) -> bytes:
-        """HealthCheckResponse: field 1, SERVING (1) or NOT_SERVING (2)."""
+    def _health(self, raws: Iterator[bytes], context: grpc.ServicerContext) -> bytes:
+        """HealthCheckResponse: field 1, SERVING (1) or NOT_SERVING (2). Any certificate may ask, so few at once."""
+        if not self._checking.acquire(blocking=False):
+            _abort(context, Refusal("too-many", f"{_CHECKS} questions about health are open already"))
+        try:
+            with _at_most(_CHECKING, context):
+                _only(raws, context)
+        finally:
+            self._checking.release()
         return b"\x08\x01" if self.serving else b"\x08\x02"
 
 
@@ -230,6 +244,26 @@ def _caller(context: grpc.ServicerContext) -> str:
     verified: Any = context.auth_context()
     names = [name.decode(errors="replace") for name in verified.get(_SAN, [])]
     return names[0] if len(names) == 1 else ""
+
+
+def _only(raws: Iterator[bytes], context: grpc.ServicerContext) -> bytes:
+    """The one message of a call."""
+    raw = next(raws, None)
+    if raw is None:
+        _abort(context, Refusal("malformed", "the call has no message"))
+    return raw or b""
+
+
+@contextmanager
+def _at_most(seconds: float, context: grpc.ServicerContext) -> Iterator[None]:
+    """Ends the call if what is done here takes longer."""
+    timer = threading.Timer(seconds, context.cancel)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
 def _abort(context: grpc.ServicerContext, refusal: Refusal) -> None:
@@ -424,7 +458,7 @@ class Client:
         old, self._channel = self._channel, grpc.secure_channel(self._address, credentials, options=options)
         self._stamp = now
         if old is not None:
-            closing = threading.Timer(10.0, old.close)
+            closing = threading.Timer(_LINGER, old.close)
             closing.daemon = True
             closing.start()
 

@@ -26,7 +26,7 @@ from fedlearn.models.scorecard import total
 from fedlearn.models.share import ActiveShare, PassiveShare, replace_file
 from fedlearn.protocols import serve_sealed as protocol
 from fedlearn.protocols.serve_sealed import Agreed, Told
-from fedlearn.service.answering import Answering
+from fedlearn.service.answering import Answering, named
 from fedlearn.service.common import MOST_BYTES, Model, Refusal, features_of
 from fedlearn.service.deciding import Deciding
 from fedlearn.service.scorer import Linear, Outcome, Part, TreesActive, TreesPassive, passive_scorer
@@ -225,7 +225,7 @@ class SealedAnswering(Answering):
     def _first(self, message: sealed_pb.SealedAsk, half: SealedHalf) -> bytes:
         request = message.asked
         terms = _terms(request)
-        held = self._memo.once(request.request_id, terms, lambda: self._held(request))
+        held = self._memo.once(named(request), terms, lambda: self._held(request))
         self._allowance(request.model_id.hex()).take()
         if half.at.splits is None:
             step = protocol.step_of_part(half.at, struct.unpack("<d", held)[0])

@@ -53,13 +53,9 @@ def open_store(store: Store, key: Key, features: dict[str, Kind]) -> Features:
 
         if store.kind == "redis":
             return remote.RedisStore(store, features)
-        return remote.PostgresStore(store, key.column, features)
+        return remote.PostgresStore(store, key, features)
     path = Path() if store.path is None else store.path
-    return (
-        SqliteStore(path, store.table, key.column, features)
-        if store.kind == "sqlite"
-        else TableStore(path, key, features)
-    )
+    return SqliteStore(path, store.table, key, features) if store.kind == "sqlite" else TableStore(path, key, features)
 
 
 def normaliser(key: Key) -> Callable[[str], str | None]:
@@ -110,17 +106,18 @@ def _reader(values: pa.DictionaryArray) -> Callable[[int], str | None]:
 class SqliteStore:
     """A table of an SQLite database, read anew for each request, so that what others write there counts at once."""
 
-    def __init__(self, path: Path, table: str, key: str, features: dict[str, Kind]) -> None:
+    def __init__(self, path: Path, table: str, key: Key, features: dict[str, Kind]) -> None:
         """Check that the table has the columns. Raises BadConfig, ColumnMissing."""
         self._uri, self._kinds = f"{path.absolute().as_uri()}?mode=ro", features
-        self._connections = threading.local()
-        names = ", ".join(_quoted(name) for name in features)
-        self._query = f"SELECT {names} FROM {_quoted(table)} WHERE {_quoted(key)} = ?"  # noqa: S608  (quoted, and ours)
+        self._connections, self._normal = threading.local(), normaliser(key)
+        names = ", ".join(_quoted(name) for name in (key.column, *features))
+        where = f"{_quoted(table)} WHERE {_quoted(key.column)}"
+        self._query = f"SELECT {names} FROM {where} = ?"  # noqa: S608  (quoted, and ours)
         try:
             found = {row[1] for row in self._base().execute(f"PRAGMA table_info({_quoted(table)})")}
         except sqlite3.Error as error:
             raise BadConfig(f"the store {path} cannot be read: {error}") from None
-        for name in (key, *features):
+        for name in (key.column, *features):
             if name not in found:
                 raise ColumnMissing(f"column {name!r} is not in table {table!r} of {path}")
 
@@ -130,9 +127,9 @@ class SqliteStore:
             row = self._base().execute(self._query, (applicant,)).fetchone()
         except sqlite3.Error:
             raise StoreAway from None
-        if row is None:
+        if row is None or self._normal(str(row[0])) != applicant:  # a column of numbers finds 7 for '07' and '7.0' too
             return None
-        return tuple(typed(value, *column) for value, column in zip(row, self._kinds.items(), strict=True))
+        return tuple(typed(value, *column) for value, column in zip(row[1:], self._kinds.items(), strict=True))
 
     def close(self) -> None:
         """Each thread's connection ends with the thread."""
