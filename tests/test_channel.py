@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedlearn.channel import BOTH, START, Channel, Limits, LinkClosed, Message, Reveals, Table, nothing, simulate, wire
-from fedlearn.channel.channel import encode_chunk
+from fedlearn.channel.channel import _has_unknown_fields_within, encode_chunk
 from fedlearn.channel.faulty import Fault, FaultyLink, SlowLink, editing
 from fedlearn.channel.link import Pipe
 from fedlearn.channel.memory import MemoryLink, memory_links
@@ -33,6 +33,7 @@ from fedlearn.errors import (
 )
 from fedlearn.v1 import session_pb2 as pb
 from fedlearn.v1.align_pb2 import AlignBlinded, AlignCount, AlignDoubled
+from fedlearn.v1.disclose_pb2 import DisclosedSplits
 from fedlearn.v1.matvec_pb2 import MatvecQuery
 
 TOY = Table(
@@ -379,6 +380,18 @@ def test_unknown_fields_of_a_message_are_refused(pair: Pair) -> None:
     left.send(AlignBlinded(points=b"x"))
     with pytest.raises(Malformed, match=r"sent a AlignBlinded with fields .* at step toy\.AlignBlinded"):
         right.receive(AlignBlinded)
+
+
+def test_unknown_fields_are_found_in_parts_of_a_message() -> None:
+    message = DisclosedSplits()
+    message.features.add(name="x", edges=[1.0])
+    message.splits.add(feature=0, left=b"\x01")
+    assert not _has_unknown_fields_within(message)
+    for part in (message.features[0], message.splits[0]):
+        spoilt = DisclosedSplits.FromString(message.SerializeToString())
+        place = spoilt.features if part is message.features[0] else spoilt.splits
+        place[0].MergeFromString(b"\x78\x01")
+        assert _has_unknown_fields_within(DisclosedSplits.FromString(spoilt.SerializeToString()))
 
 
 def test_a_replayed_message_is_refused(pair: Pair) -> None:

@@ -400,6 +400,48 @@ def test_a_group_without_events_is_separation() -> None:
     assert isinstance(failing(contract(3, 1, max_steps=40), *data(x, label, 3)), Separation)
 
 
+def with_group(n: int, size: int) -> tuple[Any, Any]:
+    """A column that matters, and an indicator of ``size`` rows that all have label 1; standardised."""
+    rng = np.random.default_rng(size)
+    x, group = rng.normal(size=n), np.zeros(n)
+    label = (rng.random(n) < 1 / (1 + np.exp(-x))).astype(float)
+    group[:size] = label[:size] = 1
+    columns = np.stack([x, group])
+    return (columns - columns.mean(axis=1, keepdims=True)) / columns.std(axis=1, keepdims=True), label
+
+
+@pytest.mark.parametrize("weight", [1e-3, 1.0, 1e3])
+@pytest.mark.parametrize(("n", "size"), [(200, 1), (5000, 5), (200_000, 50)])
+def test_few_rows_of_one_label_are_separation_too(n: int, size: int, weight: float) -> None:
+    """Steps shrink in standard errors, which grow; that is no convergence, whatever the weights are measured in."""
+    x, label = with_group(n, size)
+    rows = learner.Rows(x, label, np.full(n, weight), np.zeros(n))
+    with pytest.raises(Separation, match="group predicts"):
+        learner.fit(rows, Glm(max_steps=40), None, ("x", "group"))
+
+
+@pytest.mark.parametrize("own", [1, 2])
+def test_few_rows_of_one_label_on_either_side(own: int) -> None:
+    x, label = with_group(1500, 3)
+    error = failing(contract(own, 3 - own, max_steps=40), *data(np.vstack([x, TABLE.x[:1, :1500]]), label, own))
+    assert isinstance(error, Separation)
+
+
+@pytest.mark.parametrize("weight", [1.0, 100.0])
+@pytest.mark.parametrize(("n", "slope"), [(500, 20), (500, 40), (5000, 80)])
+def test_strong_effects_are_no_separation(n: int, slope: float, weight: float) -> None:
+    """A few rows in the overlap hold the maximum, which statsmodels finds."""
+    rng = np.random.default_rng(1)
+    x = rng.normal(size=n)
+    label = (rng.random(n) < 1 / (1 + np.exp(-slope * x))).astype(float)
+    x = (x - x.mean()) / x.std()
+    rows = learner.Rows(x[None], label, np.full(n, weight), np.zeros(n))
+    due = sm.GLM(label, sm.add_constant(x), family=sm.families.Binomial()).fit()
+    fit = learner.fit(rows, Glm(max_steps=40), None, ("x",))
+    assert fit.converged
+    np.testing.assert_allclose(fit.coefficients, due.params, rtol=1e-4)
+
+
 def test_too_few_steps_end_without_convergence_but_with_a_result() -> None:
     (active, _), (passive, _) = meet(contract(3, 3, max_steps=1), *data(TABLE.x, TABLE.label["logistic"], 3))
     assert not active.fit.converged

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from pyarrow import csv
 from sklearn.metrics import roc_auc_score
 
 from fedlearn import jobs
+from fedlearn.cli.main import run as command_line
 from fedlearn.contract import Kind, load_contract, load_party
 from fedlearn.data import make_table, periods
 from fedlearn.errors import BadConfig, ColumnMissing
@@ -126,6 +128,25 @@ def test_a_regression_does_not_depend_on_them_either(tmp_path: Path, keyring: Pa
     # Fixed-point shares and their random rounding move the fit by some 1e-6; turned outcomes would by far more.
     assert other["deviance"] == pytest.approx(bank["deviance"], rel=1e-4)
     assert other["samples"]["out_of_time"] != told["out_of_time"]
+
+
+@pytest.mark.parametrize("kind", ["trees", "regression"])
+def test_nor_does_the_model_of_own_features_alone(tmp_path: Path, keyring: Path, kind: str) -> None:
+    """The fallback of online scoring; what it is held against is held out from it, too."""
+    pair = make_pair(tmp_path, keyring, change=dated if kind == "trees" else regress)
+    shares = []
+    for out in (tmp_path / "one", tmp_path / "other"):
+        file = str(pair.party_file("bank"))
+        assert command_line(["train-alone", "--party", file, "--out", str(out), "--json"]) == 0
+        facts = json.loads((out / "run.json").read_text(encoding="utf-8"))
+        assert facts["rows"] == sum("" < row["applied"] < FIRST for row in pair.rows["bank"])
+        share = json.loads((out / "share.json").read_text(encoding="utf-8"))
+        shares.append((out / "share.arrow").read_bytes() if kind == "trees" else share["coefficients"])
+        for row in pair.rows["bank"]:
+            if row["applied"] >= FIRST:
+                row["outcome"] = {"good": "bad", "bad": "good"}[row["outcome"]]
+        write_csv(tmp_path / "bank" / "table.csv", pair.rows["bank"])
+    assert shares[0] == shares[1]
 
 
 def test_sealed_regression_has_no_rows_out_of_time(tmp_path: Path, keyring: Path) -> None:

@@ -269,7 +269,7 @@ class Channel:
         except (DecodeError, ValueError):
             raise self.misbehaved(Malformed, f"sent bytes that are not a {assembly.type}") from None
         # A later release's greeting may say more; it must still be read as far as its version, to name that.
-        if _has_unknown_fields(message) and not isinstance(message, pb.Hello):
+        if _has_unknown_fields_within(message) and not isinstance(message, pb.Hello):
             raise self.misbehaved(Malformed, f"sent a {assembly.type} with fields that this release does not know")
         transcript = self._transcript(type(message))
         try:
@@ -527,3 +527,15 @@ def encode_chunk(session: bytes, sequence: int, header: pb.Chunk, *data: bytes |
 
 def _has_unknown_fields(message: ProtobufMessage) -> bool:
     return len(UnknownFieldSet(message)) > 0
+
+
+def _has_unknown_fields_within(message: ProtobufMessage) -> bool:
+    """Or has one in a message that is part of it."""
+    if _has_unknown_fields(message):
+        return True
+    parts = [value for field, value in message.ListFields() if field.message_type is not None]
+    return any(
+        _has_unknown_fields_within(part)
+        for value in parts
+        for part in ([value] if isinstance(value, ProtobufMessage) else value)
+    )

@@ -26,8 +26,8 @@ F64 = NDArray[np.float64]
 
 #: Curvature is asked for again when the weights have moved by this share of their sum since it was last.
 _STALE = 2e-5
-#: A direction has lost its information when it falls below this share of what the start had: separation.
-_LOST = 1e-3
+#: A step that moves the linear predictor of a row by more than this is no step near a maximum.
+_FAR = 0.5
 #: Halvings of a step that does not lower the objective.
 _HALVINGS = 12
 #: A step below this many standard errors is taken whole: it lowers the objective by less than the rounding of partial
@@ -229,6 +229,7 @@ class _Newton:
         self.expects = expects(glm)
         self.dropped: dict[int, float] = {}
         self.first: F64 | None = None
+        self.suspected = False
 
     def run(self) -> Fit:
         rows = self.rows
@@ -240,9 +241,9 @@ class _Newton:
             beta[: self.own] = fit(rows, bare, None, self.names[1 : self.own]).coefficients
         partial = np.zeros(len(rows.label))
         curvature, noise, seen = np.zeros((0, 0)), 0.0, None
-        converged = False
+        converged, eta = False, np.zeros(0)
         for step in range(self.glm.max_steps + 1):
-            eta = rows.offset + beta[: self.own] @ self.design + partial
+            eta, before = rows.offset + beta[: self.own] @ self.design + partial, eta
             self._check_overlap(eta)
             mu = self.family.mean(eta)
             residual = rows.weight * self.family.residual(rows.label, mu)
@@ -260,7 +261,7 @@ class _Newton:
             # The penalty counts: along a combination in which columns cancel, there is nothing else to measure.
             size = float(change @ (curvature + self._ridge) @ change)
             self.changes.append(float(np.sqrt(max(0.0, size) / scale)))
-            converged = self.changes[-1] <= self.glm.tolerance or self._at_rounding()
+            converged = self._converged(eta, before, change)
             if step == self.glm.max_steps:
                 break
             if converged:
@@ -269,7 +270,7 @@ class _Newton:
                     break
                 beta, self.model_from = fewer, len(self.changes)
                 partial = self.passive.scores(beta[self.own :]) if self.passive else partial
-                converged = False
+                converged, eta = False, np.zeros(0)
                 continue
             target = self.passive.scores(beta[self.own :] + change[self.own :]) if self.passive else partial
             share = 1.0 if self.changes[-1] <= _SMALL else self._share(beta, change, partial, target)
@@ -321,12 +322,34 @@ class _Newton:
         if eta[positive].min(initial=np.inf) > eta[~positive].max(initial=-np.inf):
             raise Separation("the columns together predict the label of every row perfectly")
 
+    def _converged(self, eta: F64, before: F64, change: F64) -> bool:
+        """Whether the step to come is too small to be taken. Raises Separation when small steps lead nowhere."""
+        small = self.changes[-1] <= self.glm.tolerance or self._at_rounding()
+        if not small or not self._runs_away(eta, before):
+            self.suspected = False
+            return small
+        if self.suspected:
+            where = self._name(1 + int(np.abs(change[1:]).argmax()))
+            raise Separation(f"{where} predicts the label of some rows perfectly")
+        self.suspected = True  # another step tells: a maximum would hold it
+        return False
+
+    def _runs_away(self, eta: F64, before: F64) -> bool:
+        """Whether the last step moved some row's linear predictor far.
+
+        Where a group of rows has one label, each step moves these rows by 1 for ever, and shrinks all the same in
+        standard errors: these grow (Albert & Anderson, Biometrika 71, 1984). At a maximum the predictor comes to rest.
+        """
+        if self.family.name != "logistic" or self.glm.l1 or self.glm.l2 or len(before) != len(eta):
+            return False
+        return bool(np.abs(eta - before)[self.rows.weight > 0].max(initial=0.0) > _FAR)
+
     def _check(self, curvature: F64, noise: float) -> None:
-        """Whether the curvature is safely positive definite, and still has the information of the start."""
-        if self.first is not None and self.family.name == "logistic" and not self.glm.l2:
+        """Whether the curvature is safely positive definite, and has more of the start's information than noise."""
+        if self.first is not None and self.family.name == "logistic" and not self.glm.l2 and noise:
             lower = np.linalg.cholesky(self.first)
             kept, ways = np.linalg.eigh(np.linalg.solve(lower, np.linalg.solve(lower, curvature).T))
-            if kept[0] < max(min(_LOST, 2 / self.total), 4 * noise):
+            if kept[0] < 4 * noise:
                 way = np.abs(np.linalg.solve(lower.T, ways[:, 0])) * np.sqrt(np.diag(self.first))
                 way[0] = 0.0  # the intercept goes along with any group of rows
                 raise Separation(f"{self._name(int(way.argmax()))} predicts the label of some rows perfectly")

@@ -50,6 +50,12 @@ F64 = NDArray[np.float64]
 I64 = NDArray[np.int64]
 T = TypeVar("T", bound=ProtobufMessage)
 
+
+def _told_at_the_end(message: pb.GlmResult) -> int:
+    figures = sum(message.HasField(name) for name in ("deviance", "null_deviance", "aic", "dispersion"))
+    return len(message.coefficients) + len(message.errors) + len(message.inflation) + len(message.changes) + figures
+
+
 TABLE = Table(
     "glm",
     ("active", "passive"),
@@ -87,8 +93,9 @@ TABLE = Table(
             "active",
             ("GlmAsk", "GlmScores"),
             Reveals(
-                "the coefficients of its own columns, how the fit converged; errors, VIF, deviance and AIC if agreed",
-                lambda m: len(m.coefficients) + len(m.errors) + len(m.inflation) + len(m.changes),
+                "the coefficients of its own columns, how the fit converged; errors, VIF, deviance, dispersion and AIC "
+                "if agreed",
+                _told_at_the_end,
             ),
         ),
         Message(pb.GlmSaved, BOTH, ("GlmResult", "GlmSaved"), nothing("an acknowledgement")),
