@@ -33,7 +33,7 @@ def contract(active: int, passive: int, **changes: Any) -> Contract:
     )
 
 
-def meet(agreed: Contract, active: Any, passive: Any, protocol: Any = regression) -> Any:
+def meet(agreed: Contract, active: Any, passive: Any, protocol: Any = regression, limits: Limits | None = None) -> Any:
     """Both sides of a fit over a channel in memory; each is its data, or a function of the channel."""
 
     def play(role: str, side: Any, serve: Any) -> Any:
@@ -46,7 +46,7 @@ def meet(agreed: Contract, active: Any, passive: Any, protocol: Any = regression
     return simulate(
         play("active", active, protocol.fit_active),
         play("passive", passive, protocol.fit_passive),
-        limits=Limits(step=60),
+        limits=limits or Limits(step=60),
     )
 
 

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 from sklearn.metrics import roc_auc_score
 
+from fedlearn.channel import Limits
 from fedlearn.crypto import bfv
 from fedlearn.errors import BeyondContract, FedlearnError, Malformed, OverBudget, WrongLength
 from fedlearn.learner.anderson import Block, Mixture
@@ -88,6 +89,17 @@ def test_what_stops_early_says_so_on_both_sides() -> None:
     assert not active.converged
     assert not passive.converged
     assert passive.steps == 2
+
+
+def test_more_columns_than_the_channel_takes_in_ahead(monkeypatch: pytest.MonkeyPatch) -> None:
+    """If both sides sent all products before they read any, neither would ever read."""
+    monkeypatch.setattr(sealed, "_AHEAD", 1)
+    small = Limits(step=20, frame=1 << 13, message=1 << 22)
+    x, y = table(200, 16, 16, 0.5, 0.0)
+    agreed = contract(16, 16, disclosure_none=True, max_steps=1)
+    (active, _), ((passive, _), _) = meet(agreed, *data(x, y, 16), limits=small)
+    assert len(active.coefficients) == 17
+    assert len(passive.coefficients) == 16
 
 
 def test_the_series_is_near_the_sigmoid() -> None:

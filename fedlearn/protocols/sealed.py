@@ -113,6 +113,8 @@ TABLE = Table(
     ),
 )
 
+#: Products of columns that are sent before the peer's first is read.
+_AHEAD = 32
 #: Scales of fixed-point numbers: the series' coefficients, the polynomials, and columns.
 _TERM, _VALUE, _COLUMN = 2.0**13, 2.0**13, 2.0**10
 _MOST_ROWS = 1 << 22
@@ -255,7 +257,6 @@ def _rounds_active(channel: Channel, glm: Glm, data: ActiveData, side: _Side, bl
     design = np.vstack([np.ones(len(rows.label)), rows.columns])
     while True:
         share = _residual_active(channel, side.key, glm, data, rows.offset + block.at @ design, weight)
-        side.send_products(share)
         whole = side.gradient(share)
         part = channel.receive(pb.SealedPart)
         if part.sum >= T:
@@ -328,7 +329,6 @@ def fit_passive(channel: Channel, contract: Contract, data: PassiveData) -> tupl
         while True:
             partial = block.at @ columns
             share = _residual_passive(channel, theirs, glm, partial)
-            side.send_products(share)
             own = block.products(side.gradient(share) / universe - glm.l2 * block.at)
             channel.send(pb.SealedPart(sum=_total(share) % T, products=own.tolist()))
             step = channel.receive(pb.SealedStep)
@@ -403,25 +403,33 @@ class _Side:
                 column += [_taken(self.channel, self.peer, block) for block in said.blocks]
             self.matrix.append(column)
 
-    def send_products(self, share: U64) -> None:
-        """The peer's columns times this side's share."""
-        known = [self.peer.known(_padded(share[part])) for part in _parts(len(share))]
-        for j, column in enumerate(self.matrix):
-            mask = bfv.uniform(SLOTS)
-            mask[-1] = -_total(mask[:-1]) % T
-            words = self.peer.answer(list(zip(column, known, strict=True)), mask)
-            self.channel.send(pb.SealedProduct(column=j, words=words))
-
     def gradient(self, share: U64) -> F64:
-        """Own columns times the residual: what the peer sends and the own share together, float64 (p,)."""
+        """Own columns times the residual, float64 (p,): what the peer sends and the own share together.
+
+        The peer's columns times this side's share go out meanwhile, some ahead of what comes in, but not all: if both
+        sides sent first, neither would read what is more than a channel takes in.
+        """
         own = _dot(self.columns, share)
+        known = [self.peer.known(_padded(share[part])) for part in _parts(len(share))]
         out = np.empty(len(own))
-        for j, mine in enumerate(own):
-            said = self.channel.receive(pb.SealedProduct)
-            if said.column != j:
-                raise self.channel.misbehaved(WrongLength, f"sent column {said.column} where {j} was due")
-            out[j] = _centred(_total(_decrypted(self.channel, self.key, said.words)) + mine)
+        for j in range(max(len(self.matrix), len(own) + _AHEAD)):
+            if j < len(self.matrix):
+                self._send(j, known)
+            if 0 <= j - _AHEAD < len(own):
+                out[j - _AHEAD] = _centred(self._receive(j - _AHEAD) + own[j - _AHEAD])
         return np.asarray(out / (_TERM * _VALUE * _COLUMN))
+
+    def _send(self, j: int, known: list[Any]) -> None:
+        mask = bfv.uniform(SLOTS)
+        mask[-1] = -_total(mask[:-1]) % T
+        words = self.peer.answer(list(zip(self.matrix[j], known, strict=True)), mask)
+        self.channel.send(pb.SealedProduct(column=j, words=words))
+
+    def _receive(self, j: int) -> int:
+        said = self.channel.receive(pb.SealedProduct)
+        if said.column != j:
+            raise self.channel.misbehaved(WrongLength, f"sent column {said.column} where {j} was due")
+        return _total(_decrypted(self.channel, self.key, said.words))
 
 
 def _checked(channel: Channel, columns: int, key: bytes, contract: Contract, side: Side) -> bfv.Peer:
