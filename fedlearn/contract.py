@@ -555,9 +555,14 @@ class Contract(_Strict):
         return self
 
     def _check_codes(self) -> None:
-        named = self.scorecard.codes.items() if self.scorecard is not None else ()
+        codes = self.scorecard.codes if self.scorecard is not None else {}
+        special = self.glm.special if self.glm is not None else {}
+        for where, columns in (("[scorecard] codes", [*codes]), ("[glm] special", [*special])):
+            for column in columns:
+                if column not in {*self.active.features, *self.passive.features}:
+                    raise ValueError(f"{where} names {column!r}, which is a column of neither side")
         for side in (self.active, self.passive):
-            if len({code for column, code in named if column in side.features}) > 255:
+            if len({code for column, code in codes.items() if column in side.features}) > 255:
                 raise ValueError(f"[scorecard] codes has more than 255 different codes for columns of {side.name!r}")
 
     def _check_out_of_time(self) -> None:

@@ -13,10 +13,11 @@ from xml.etree import ElementTree as ET
 
 import numpy as np
 import pytest
+from pydantic import ValidationError
 
 import fedlearn
 from fedlearn.channel import Limits, simulate
-from fedlearn.contract import Glm, Scorecard, Side
+from fedlearn.contract import Contract, Glm, Scorecard, Side
 from fedlearn.data import make_table
 from fedlearn.data.design import fit_design
 from fedlearn.errors import FedlearnError, Malformed, WrongLength, WrongModel
@@ -287,3 +288,20 @@ def test_jpmml_gives_the_same_points_and_reasons(role: str, against: str) -> Non
             # The reasons in order as far as points were lost, and where no two columns lost the same.
             if mine[k] < 255 and lost[k] > 1e-6 and len(set(points.lost(by_column)[:, i].round(9))) == 3:
                 assert theirs[k] == points.named[mine[k]]
+
+
+@pytest.mark.parametrize(
+    ("glm", "codes", "words"),
+    [
+        ({"special": {"typo": (1.0,)}}, {}, "special names 'typo', which is a column of neither"),
+        ({}, {"typo": "R-9"}, "codes names 'typo', which is a column of neither"),
+        ({}, {f"x{j}": f"R-{j}" for j in range(256)}, "more than 255 different codes"),
+        ({"bins": 254, "special": {"x0": (-1.0, -2.0)}}, {}, "must not exceed 255"),
+    ],
+)
+def test_settings_that_no_columns_have(glm: dict[str, Any], codes: dict[str, str], words: str) -> None:
+    agreed = contract(256, 2, woe=True).model_dump()
+    agreed["glm"] |= glm
+    agreed["scorecard"] = {"codes": codes}
+    with pytest.raises(ValidationError, match=words):
+        Contract.model_validate(agreed)
