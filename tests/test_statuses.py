@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -17,6 +18,7 @@ import pytest
 from fedlearn.bench import serve as bench
 from fedlearn.contract import Caller, Contract, Service, Serving, load_party
 from fedlearn.learner.woe import Tenths
+from fedlearn.models import reference
 from fedlearn.models.calibration import Calibration
 from fedlearn.models.reference import Reference
 from fedlearn.service import audit as logs
@@ -317,6 +319,15 @@ def test_drift_is_none_where_nothing_has_changed(distinct: int) -> None:
     for margin in margins.tolist():
         drift.count([], margin)
     assert drift.indices() == {"score": 0.0}
+
+
+def test_a_reference_without_scores_by_decile(tmp_path: Path) -> None:
+    """As earlier releases wrote them: features are still compared."""
+    old = {"features": {"spend": [50, 30, 20]}, "deciles": [0.1] * 9}
+    (tmp_path / reference.FILE).write_text(json.dumps(old), encoding="utf-8")
+    drift = Drift(reference.load(tmp_path))
+    drift.count([0], 0.5)
+    assert set(drift.indices()) == {"feature:spend"}
 
 
 def test_drift_of_features_and_scores() -> None:

@@ -148,7 +148,7 @@ def load(folder: Path, contract: Contract, party: str) -> LinearShare:
             intercept=float(body["intercept"]),
             errors=None if errors is None else np.array(errors, np.float64),
             intercept_error=body["intercept_error"],
-            tenths=None if body["tenths"] is None else Tenths.from_json(body["tenths"]),
+            tenths=Tenths.from_json(body["tenths"]) if body.get("tenths") else None,  # earlier releases wrote none
         )
         if share.role not in ("active", "passive") or len(share.model_id) != 16:
             raise ValueError("it is of neither role, or its model_id is not 16 bytes")

@@ -51,7 +51,8 @@ def load(folder: Path) -> Reference:
     try:
         saved: Any = json.loads((folder / FILE).read_text(encoding="utf-8"))
         features = {str(name): np.array(counts, np.int64) for name, counts in saved["features"].items()}
-        return Reference(features, None if saved["tenths"] is None else Tenths.from_json(saved["tenths"]))
+        tenths = saved.get("tenths")  # earlier releases wrote none
+        return Reference(features, Tenths.from_json(tenths) if tenths else None)
     except OSError:
         return Reference({})
     except (ValueError, KeyError, TypeError, AttributeError):
