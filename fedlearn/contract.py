@@ -29,7 +29,9 @@ from pydantic import (
 from fedlearn.errors import BadConfig, ContractExpired, FileMissing, UnknownKey
 
 Kind = Literal["number", "category"]
-Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,62}$")]
+#: Of parties and models: 1 to 63 letters, digits, '_', '-' or '.', of which the first is a letter or digit.
+NAME = r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,62}$"
+Name = Annotated[str, Field(pattern=NAME)]
 
 
 _WEEK = 7 * 86_400  #: seconds that one may wait at most

@@ -45,6 +45,14 @@ Rows = list[dict[str, str]]
 # --- tables ------------------------------------------------------------------------------------------
 
 
+def wait_for(condition: Callable[[], object], seconds: float = 30) -> None:
+    """Look again and again, for so long at most."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
 def tables(seed: int = 7, shared: int = SHARED, only: int = ONLY) -> dict[str, Rows]:
     """Rows of both parties, in different orders; the label stands in both, and each contract names whose counts."""
     draw = np.random.default_rng(seed)

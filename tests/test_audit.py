@@ -16,6 +16,7 @@ from fedlearn import keys
 from fedlearn.errors import BadAudit
 from fedlearn.service import audit
 from fedlearn.service.audit import AuditLog
+from tests.parties import wait_for
 
 NEVER = 1e6  # seconds between two seals
 
@@ -67,13 +68,6 @@ def made_up(path: Path, count: int, **facts: Any) -> None:
             body = json.dumps(entry, sort_keys=True, separators=(",", ":")).encode()
             before = hashlib.sha256(body).hexdigest()
             file.write(body[:-1] + f',"hash":"{before}"}}\n'.encode())
-
-
-def wait_for(condition: Callable[[], object]) -> None:
-    deadline = time.monotonic() + 30
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.005)
 
 
 def refused(log: AuditLog) -> bool:

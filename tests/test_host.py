@@ -32,6 +32,7 @@ from fedlearn.service.registry import Registry, open_registry
 from fedlearn.service.rpc import Client, stamp
 from fedlearn.service.web import Web, scoring, status_page
 from fedlearn.v1 import serve_pb2 as pb
+from tests.parties import wait_for
 
 BODY = json.dumps({"request_id": "request-1", "applicant": "1", "purpose": "bench", "protocol": 1}).encode()
 
@@ -183,13 +184,6 @@ def post(stage: Stage) -> tuple[int, dict[str, Any], bool]:
         return call(made, "POST", "/v1/score", BODY)
     finally:
         made.close()
-
-
-def wait_for(condition: Callable[[], object], seconds: float = 30) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
 
 
 # --- certificates ------------------------------------------------------------------------------------

@@ -22,7 +22,7 @@ from fedlearn.contract import load_party
 from fedlearn.service import audit
 from fedlearn.service.common import Refusal
 from fedlearn.service.rpc import Client
-from tests.parties import MODULES, Pair, Process, digits, make_keys, read_csv
+from tests.parties import MODULES, Pair, Process, digits, make_keys, read_csv, wait_for
 from tests.serving import (
     ask,
     command,
@@ -310,10 +310,3 @@ def outcome(client: Client, applicant: str) -> str:
     except Refusal as refusal:
         return refusal.status
     return "answered"
-
-
-def wait_for(condition: Any) -> None:
-    deadline = time.monotonic() + 30
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)

@@ -22,7 +22,7 @@ from fedlearn.service.registry import load_share
 from fedlearn.service.rpc import Client, Server
 from fedlearn.v1 import serve_pb2 as pb
 from fedlearn.v1 import serve_sealed_pb2 as sealed_pb
-from tests.parties import MODULES, Pair, digits, make_keys
+from tests.parties import MODULES, Pair, digits, make_keys, wait_for
 from tests.serving import (
     ask,
     command,
@@ -37,7 +37,7 @@ from tests.serving import (
     train,
 )
 from tests.test_glm_end_to_end import CARD
-from tests.test_serving import batch_scores, outcome, wait_for
+from tests.test_serving import batch_scores, outcome
 
 pytestmark = pytest.mark.processes
 

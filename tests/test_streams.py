@@ -19,6 +19,7 @@ from fedlearn.service import rpc
 from fedlearn.service.common import Refusal
 from fedlearn.service.rpc import Client, Server, Stream
 from fedlearn.v1 import serve_pb2 as pb
+from tests.parties import wait_for
 
 Certificates = dict[str, Tls]
 
@@ -97,13 +98,6 @@ def asked(client: Client, count: int, raw: bytes = b"wait") -> Iterator[list[str
         thread.join()
 
 
-def wait_for(condition: Callable[[], object]) -> None:
-    deadline = time.monotonic() + 20
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
-
-
 def test_answers_come_in_the_order_of_requests_and_a_refusal_ends_nothing(stage: Stage) -> None:
     stage.server()
     stream = stage.client().stream()
@@ -134,7 +128,7 @@ def test_a_client_uses_one_stream_again_and_again_and_several_at_once(stage: Sta
     assert len(client._idle) == 1
     free.clear()
     with asked(client, 5) as became:
-        wait_for(lambda: sum(at_work for _, at_work in server._streams._open.values()) == 5)
+        wait_for(lambda: sum(at_work for _, at_work in server._streams._open.values()) == 5, 20)
         free.set()
     assert became == ["answered"] * 5
     assert len(client._idle) == 5
@@ -172,7 +166,7 @@ def test_who_may_open_streams_and_how_many(stage: Stage, monkeypatch: pytest.Mon
         assert stream.take() == b"row"
     assert refused(lambda: client.ask(b"row", 5)) == "too-many"
     held[0].end()
-    wait_for(lambda: outcome(client) == "answered")
+    wait_for(lambda: outcome(client) == "answered", 20)
     held[1].end()
 
 
@@ -219,7 +213,7 @@ def test_requests_wait_for_their_turn_and_not_too_many(stage: Stage, monkeypatch
 
     server, client = stage.server(answer, workers=1), stage.client()
     with asked(client, 3) as became:
-        wait_for(lambda: server.turns._waiting == 2)
+        wait_for(lambda: server.turns._waiting == 2, 20)
         assert refused(lambda: client.ask(b"row", 5)) == "too-many"
         with pytest.raises(grpc.RpcError) as single:  # a single call waits with them
             stage.channel().unary_unary("/fedlearn.v1.Serving/Score")(b"row", timeout=5)
@@ -301,7 +295,7 @@ def test_draining_answers_what_is_at_work_and_ends_idle_streams_at_once(stage: S
     assert became == ["answered"]
     assert refused(lambda: client.ask(b"row", 5)) == "peer-unavailable"
     stage.server()
-    wait_for(lambda: outcome(client) == "answered")
+    wait_for(lambda: outcome(client) == "answered", 20)
     idle.end()
 
 
@@ -328,7 +322,7 @@ def test_no_thread_is_left(stage: Stage) -> None:
     refused(lambda: client.ask(b"no", 5))
     client.close()
     server.drain(1)
-    wait_for(lambda: not {thread for thread in set(threading.enumerate()) - before if thread.is_alive()})
+    wait_for(lambda: not {thread for thread in set(threading.enumerate()) - before if thread.is_alive()}, 20)
 
 
 def test_a_stream_is_not_read_beyond_its_end(stage: Stage) -> None:

@@ -25,7 +25,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from fedlearn.contract import Contract, PartyFile, load_contract
+from fedlearn.contract import NAME, Contract, PartyFile, load_contract
 from fedlearn.errors import BadConfig, FileMissing, OutputExists, Refused, WrongModel
 from fedlearn.keys import is_signed, sign
 from fedlearn.models import linear
@@ -41,7 +41,6 @@ CREATE TABLE IF NOT EXISTS states (seq INTEGER PRIMARY KEY AUTOINCREMENT, name T
                                    body TEXT, signature BLOB);
 """
 SERVED = ("champion", "challenger", "superseded")
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,62}")
 
 
 @dataclass(frozen=True)
@@ -77,7 +76,7 @@ class Registry:
                 is damaged.
             OutputExists: this very model is there already.
         """
-        if not _NAME.fullmatch(name):
+        if not re.fullmatch(NAME, name):
             raise BadConfig(
                 f"a model's name has 1 to 63 letters, digits, '_', '-' or '.' and begins with a letter or digit: not"
                 f" {name[:80]!r}"

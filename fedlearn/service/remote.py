@@ -14,7 +14,7 @@ from typing import Any
 from fedlearn.contract import Key, Kind, Store
 from fedlearn.errors import BadConfig, ColumnMissing, FileMissing
 from fedlearn.models.row import Value
-from fedlearn.service.store import Row, StoreAway, normaliser, typed
+from fedlearn.service.store import Row, StoreAway, normaliser, row_of, typed
 
 #: Types of PostgreSQL that are read in its own text form, as tables to train on are (see data/postgres.py).
 _AS_TEXT = ("numeric", "date", "time", "timetz", "timestamp", "timestamptz", "interval", "uuid")
@@ -85,9 +85,7 @@ class PostgresStore:
             raise StoreAway from None
         except self._lost:
             row = self._row_again(applicant)
-        if row is None or self._normal(str(row[0])) != applicant:  # a column of numbers finds 7 for '07' and ' 7' too
-            return None
-        return tuple(typed(value, *column) for value, column in zip(row[1:], self._kinds.items(), strict=True))
+        return row_of(row, applicant, self._normal, self._kinds)
 
     def _row_again(self, applicant: str) -> tuple[Any, ...] | None:
         """On a new connection: one that broke while it was idle says nothing about the server now."""

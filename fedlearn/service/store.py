@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sqlite3
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -127,9 +127,7 @@ class SqliteStore:
             row = self._base().execute(self._query, (applicant,)).fetchone()
         except sqlite3.Error:
             raise StoreAway from None
-        if row is None or self._normal(str(row[0])) != applicant:  # a column of numbers finds 7 for '07' and '7.0' too
-            return None
-        return tuple(typed(value, *column) for value, column in zip(row[1:], self._kinds.items(), strict=True))
+        return row_of(row, applicant, self._normal, self._kinds)
 
     def close(self) -> None:
         """Each thread's connection ends with the thread."""
@@ -139,6 +137,18 @@ class SqliteStore:
         if base is None:
             base = self._connections.base = sqlite3.connect(self._uri, uri=True, timeout=1)
         return base
+
+
+def row_of(
+    found: Sequence[object] | None, applicant: str, normal: Callable[[str], str | None], kinds: dict[str, Kind]
+) -> Row | None:
+    """What a database found, the key first; None unless the key is this applicant's.
+
+    A column of numbers finds 7 for '07', ' 7' and '7.0' too. Raises ValueError as :func:`typed` does.
+    """
+    if found is None or normal(str(found[0])) != applicant:
+        return None
+    return tuple(typed(value, *column) for value, column in zip(found[1:], kinds.items(), strict=True))
 
 
 def typed(value: object, name: str, kind: Kind) -> Value:
