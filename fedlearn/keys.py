@@ -183,6 +183,21 @@ def check_own(tls: Tls, party: str) -> CertificateSummary:
     return _summary(certificate)
 
 
+def authorities(path: Path) -> list[x509.Certificate]:
+    """The authorities in a PEM file. Raises FileMissing, BadCertificate."""
+    return _load_certificates(path)
+
+
+def valid_until(certificate: bytes, signers: list[x509.Certificate]) -> datetime | None:
+    """Until when a certificate (PEM) is valid that one of the authorities has signed directly; None for any other."""
+    try:
+        found = x509.load_pem_x509_certificate(certificate)
+    except ValueError:
+        return None
+    signer = _issuer_of(found, signers)
+    return None if signer is None else min(found.not_valid_after_utc, signer.not_valid_after_utc)
+
+
 def sign(key: Path, what: bytes) -> bytes:
     """This party's signature (ECDSA with SHA-256, DER) by the private key in a PEM file.
 

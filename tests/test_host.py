@@ -204,6 +204,19 @@ def test_a_changed_authority_is_taken_over(stage: Stage, desk: Desk) -> None:
         kept.close()
 
 
+def test_an_open_stream_of_a_removed_authority_ends(stage: Stage, desk: Desk, prepared: dict[str, Path]) -> None:
+    desk.let.set()
+    with stage.running():
+        client = Client(stage.listen, load_party(prepared["active"]).tls, "active", "active", "Scores")
+        assert client.ask(b"row", 5)
+        stream = client._idle[0]
+        stage.change_authority()
+        wait_for(lambda: not stream.open, 8)
+        with pytest.raises(Refusal, match="connect anew"):
+            client.ask(b"row", 5)
+        client.close()
+
+
 @pytest.mark.parametrize("moment", ["start", "renewal"])
 def test_a_replacement_while_certificates_are_loaded_is_seen(
     stage: Stage, moment: str, monkeypatch: pytest.MonkeyPatch
@@ -347,6 +360,42 @@ def test_a_damaged_champion_does_not_take_the_place(models: Any) -> None:
     registry.retire("one", 2)
     assert served.refresh()
     assert labels(served) == ["one-3 champion"]
+
+
+def test_a_service_starts_beside_damage_that_others_can_do_without(
+    models: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    registry, served, new = models
+    for name in ("bad", "one"):
+        registry.promote(name, new(name))
+    mend = damage(registry, "bad-1")
+    host._first_look(served, "one")
+    host._first_look(served, None)  # the passive side, which answers for any model
+    assert [json.loads(line)["event"] for line in capsys.readouterr().err.splitlines()] == ["not-reloaded"] * 2
+    with pytest.raises(WrongModel):  # the champion of what is served
+        host._first_look(served, "bad")
+    registry.retire("one", 1)
+    with pytest.raises(WrongModel):  # nothing at all
+        host._first_look(served, None)
+    mend()
+    host._first_look(served, "bad")
+    assert labels(served) == ["bad-1 champion"]
+
+
+def test_what_goes_wrong_is_logged_once(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(host, "_LOOK", 0.0)
+    stop, turns = threading.Event(), iter(["a", "a", "b", "b", "", "b", "b"])
+
+    def look() -> None:
+        found = next(turns, None)
+        if found is None:
+            stop.set()
+        elif found:
+            raise WrongModel(found)
+
+    host._watch([look, lambda: None], stop)
+    said = [json.loads(line)["message"] for line in capsys.readouterr().err.splitlines()]
+    assert said == ["a", "b", "b"]
 
 
 def test_a_retirement_beside_damage_is_logged(models: Any, capsys: pytest.CaptureFixture[str]) -> None:

@@ -129,6 +129,12 @@ def test_phe_is_not_loaded_unless_asked_for():
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
+def test_the_command_line_starts_without_what_only_some_commands_need():
+    heavy = ("numba", "numpy", "pyarrow", "duckdb", "cryptography", "grpc")
+    code = f"import sys, fedlearn.cli.main; print(*[name for name in {heavy} if name in sys.modules])"
+    assert subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout == "\n"
+
+
 def test_no_insecure_grpc():
     for path, tree in modules():
         names = {node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute)}

@@ -283,3 +283,15 @@ def test_an_expired_authority_signs_nothing(authority: Path, own: Tls, tmp_path:
     with pytest.raises(BadCertificate, match=r"the authority .* expired"):
         keys.issue(authority, tmp_path / "late", "platform")
     assert not (tmp_path / "late").exists()
+
+
+def test_until_when_a_certificate_is_valid(authority: Path, own: Tls, tmp_path: Path) -> None:
+    signers = keys.authorities(own.authority)
+    assert keys.valid_until(own.certificate.read_bytes(), signers) == load(own.certificate).not_valid_after_utc
+    reissue(authority, own, 0, 9_000)  # longer than the authority's own
+    assert keys.valid_until(own.certificate.read_bytes(), signers) == load(own.authority).not_valid_after_utc
+    keys.create_authority(tmp_path / "next", "Next")
+    others = keys.authorities(tmp_path / "next" / "authority.pem")
+    assert keys.valid_until(own.certificate.read_bytes(), others) is None
+    assert keys.valid_until(own.certificate.read_bytes(), others + signers) is not None
+    assert keys.valid_until(b"no certificate", signers) is None

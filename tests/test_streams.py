@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import shutil
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from queue import SimpleQueue
 from typing import Any
 
 import grpc
@@ -15,6 +17,7 @@ import pytest
 from fedlearn import keys
 from fedlearn.bench.pair import free_port
 from fedlearn.contract import Tls
+from fedlearn.errors import BadCertificate
 from fedlearn.service import rpc
 from fedlearn.service.common import Refusal
 from fedlearn.service.rpc import Client, Server, Stream
@@ -128,7 +131,7 @@ def test_a_client_uses_one_stream_again_and_again_and_several_at_once(stage: Sta
     assert len(client._idle) == 1
     free.clear()
     with asked(client, 5) as became:
-        wait_for(lambda: sum(at_work for _, at_work in server._streams._open.values()) == 5, 20)
+        wait_for(lambda: sum(stream.at_work for stream in server._streams._open.values()) == 5, 20)
         free.set()
     assert became == ["answered"] * 5
     assert len(client._idle) == 5
@@ -313,6 +316,80 @@ def test_new_certificates_are_for_new_streams(stage: Stage, certificates: Certif
     assert len(client._idle) == 1
     assert client._idle[0] is not old
     assert not old.open
+
+
+def moved(tls: Tls, folder: Path) -> Tls:
+    """The same files in a folder of their own, to be replaced there."""
+    for path in (tls.certificate, tls.key, tls.authority):
+        shutil.copy(path, folder)
+    return Tls(**{name: folder / path.name for name, path in tls})
+
+
+def test_streams_of_a_former_authority_end(certificates: Certificates, tmp_path: Path) -> None:
+    """On the connection that they have, too: those at work after their answer, the others at once."""
+    free, at_work = threading.Event(), threading.Event()
+
+    def answer(_caller: str, raw: bytes) -> bytes:
+        if raw == b"wait":
+            at_work.set()
+            free.wait(20)
+        return raw
+
+    tls = moved(certificates["platform"], tmp_path)
+    keys.create_authority(tmp_path / "next", "next")
+    request = keys.renew_request(tmp_path, "platform")
+    with ExitStack() as stack:
+        stage = Stage({**certificates, "platform": tls}, stack)
+        server, client = stage.server(answer), stage.client()
+        idle = client.stream()
+        idle.put(b"row")
+        idle.take()
+        good = tls.authority.read_bytes()
+        tls.authority.write_bytes(b"no certificate")
+        with pytest.raises(BadCertificate):
+            server.renew()
+        tls.authority.write_bytes(good + (tmp_path / "next" / "authority.pem").read_bytes())  # both, for a while
+        server.renew()
+        idle.put(b"row")
+        assert idle.take() == b"row"
+        with asked(client, 1) as became:
+            at_work.wait(20)
+            keys.sign_request(tmp_path / "next", request, tls.certificate.with_name("new.pem"))
+            shutil.copy(tmp_path / "next" / "authority.pem", tls.authority)
+            tls.certificate.with_name("new.pem").replace(tls.certificate)
+            server.renew()
+            assert refused(idle.take) == "peer-unavailable"
+            assert not became
+            free.set()
+        assert became == ["answered"]
+        wait_for(lambda: not client._idle[0].open, 20)
+        assert refused(lambda: client.ask(b"row", 5)) == "not-a-caller"
+        done = SimpleQueue[bool]()
+        client.call("Score", b"row", 5, done.put)
+        assert done.get(timeout=20) is False
+
+
+def test_a_certificate_that_expires_ends_its_streams(stage: Stage) -> None:
+    server, client = stage.server(), stage.client()
+    stream = client.stream()
+    stream.put(b"row")
+    stream.take()
+    server.renew()
+    assert stream.open
+    (certificate,) = server._trust._until
+    server._trust._until[certificate] = time.time() - 1
+    assert refused(lambda: client.ask(b"row", 5)) == "not-a-caller"
+    server.renew()
+    assert refused(stream.take) == "peer-unavailable"
+
+
+def test_few_certificates_are_remembered(certificates: Certificates, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rpc, "_KNOWN", 2)
+    trust = rpc._Trust(certificates["bank"].authority)
+    for name in ("bank", "platform", "other", "bank"):
+        assert trust.admits(certificates[name].certificate.read_bytes())
+        assert not trust.admits(name.encode())
+        assert len(trust._until) <= 2
 
 
 def test_no_thread_is_left(stage: Stage) -> None:

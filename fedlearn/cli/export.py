@@ -12,8 +12,6 @@ from fedlearn.cli import show
 from fedlearn.cli.party import PartyPath
 from fedlearn.contract import load_contract, load_party
 from fedlearn.errors import NotDisclosed, NotInContract, OutputExists, OwnMistake
-from fedlearn.models import export as formats
-from fedlearn.models import share as shares
 
 Folder = Annotated[
     Path | None, typer.Argument(help="folder of this side's model share; [output] folder/model by default")
@@ -35,6 +33,9 @@ def export(
 
     Example: party-b export --format text
     """
+    from fedlearn.models import export as formats
+    from fedlearn.models import share as shares
+
     if style not in ("view", "text", "xgboost") or (as_json and style == "text" and out is None):
         raise OwnMistake(f"--format {style} is not view, text or xgboost; --json prints no text")
     if out is not None and out.exists():

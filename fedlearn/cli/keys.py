@@ -7,7 +7,6 @@ from typing import Annotated
 
 import typer
 
-from fedlearn import keys
 from fedlearn.cli.show import told
 
 app = typer.Typer(help="Certificates: an authority, requests, signatures.", no_args_is_help=True)
@@ -26,6 +25,8 @@ def authority(
 
     Example: fedlearn keys authority authority --name "our authority"
     """
+    from fedlearn import keys
+
     told(f"authority in {folder}", vars(keys.create_authority(folder, name)), as_json)
 
 
@@ -39,6 +40,8 @@ def request(
 
     Example: fedlearn keys request keys --party bank
     """
+    from fedlearn import keys
+
     told(f"{party}: for the authority to sign", {"request": keys.create_request(folder, party)}, as_json)
 
 
@@ -52,6 +55,8 @@ def renew(
 
     Example: fedlearn keys renew keys --party bank
     """
+    from fedlearn import keys
+
     told(f"{party}: for the authority to sign", {"request": keys.renew_request(folder, party)}, as_json)
 
 
@@ -67,4 +72,6 @@ def sign(
 
     Example: fedlearn keys sign authority --request keys/bank.csr --certificate keys/bank.pem
     """
+    from fedlearn import keys
+
     told(str(certificate), vars(keys.sign_request(folder, request, certificate, days)), as_json)

@@ -5,16 +5,17 @@ from __future__ import annotations
 import json
 from datetime import date, timedelta
 from pathlib import Path
-from typing import Annotated, Literal, cast
+from typing import TYPE_CHECKING, Annotated, Literal, cast
 
 import typer
 
-from fedlearn import drafting
 from fedlearn.cli import show
-from fedlearn.contract import Kind
-from fedlearn.data.outline import Outline, outline
 from fedlearn.errors import BadConfig, OwnMistake
-from fedlearn.models.share import refuse_existing
+
+if TYPE_CHECKING:
+    from fedlearn import drafting
+    from fedlearn.contract import Kind
+    from fedlearn.data.outline import Outline
 
 Columns = Annotated[
     list[str] | None, typer.Option(help="a feature as name=number or name=category; again for each, where no table is")
@@ -51,6 +52,9 @@ def new(
 
     Example: fedlearn new joint --active-table applications.csv --passive-feature spend=number --passive-feature city=category
     """  # noqa: E501
+    from fedlearn import drafting
+    from fedlearn.models.share import refuse_existing
+
     refuse_existing(folder)
     ask = _Asking(yes or as_json)
     active_name = ask.word("Who has the labels?", active, "bank", "--active")
@@ -82,7 +86,7 @@ def new(
         key=key_name,
         normalise=drafting.normalisation_of(key_name),
         mode=cast(Literal["mutual", "one-sided"], aligned),
-        algorithm=cast(drafting.Algorithm, chosen),
+        algorithm=cast("drafting.Algorithm", chosen),
         listener=passive_name,
         address=ask.word(f"Where {passive_name} listens, as {active_name} sees it", address,
                          f"{passive_name}.example:7443", "--address"),
@@ -101,6 +105,8 @@ def _side(
     ask: _Asking, name: str, found: Outline | None, told: list[str] | None, others: tuple[str, ...], option: str
 ) -> tuple[drafting.Party, list[str]]:
     """A side with the features that were told, else those of its table; and the columns of the table left out."""
+    from fedlearn import drafting
+
     if told or found is None:
         return drafting.Party(name, _told(told or ask.columns(name, option)), found.path if found else None), []
     features, left_out = drafting.features_of(found, *others)
@@ -129,6 +135,8 @@ class _Asking:
         return found
 
     def table(self, question: str, given: Path | None) -> Outline | None:
+        from fedlearn.data.outline import outline
+
         if given is None and not self.silent:
             answer = str(typer.prompt(question, default="", show_default=False)).strip()
             given = Path(answer) if answer else None
@@ -155,7 +163,7 @@ def _told(columns: list[str]) -> dict[str, Kind]:
         name, _, kind = column.rpartition("=")
         if not name or kind not in ("number", "category"):
             raise BadConfig(f"{column!r} is not name=number or name=category")
-        features[name] = cast(Kind, kind)
+        features[name] = cast("Kind", kind)
     return features
 
 

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from fedlearn import jobs
 from fedlearn.cli import show
 from fedlearn.contract import load_contract, load_party
 from fedlearn.errors import OutputExists, OwnMistake
+
+if TYPE_CHECKING:
+    from fedlearn.jobs import Job
 
 PartyPath = Annotated[
     Path, typer.Option("--party", "-p", envvar="FEDLEARN_PARTY", help="this party's TOML file", show_default=False)
@@ -64,6 +66,8 @@ def prepare(party: PartyPath, data: DataPath = None, as_json: Json = False, styl
 
     Example: party-b prepare
     """
+    from fedlearn import jobs
+
     _check_style(style)
     loaded = load_party(party, _overrides(data, None, None))
     with show.progress(loaded.party, style) as report:
@@ -228,6 +232,8 @@ def simulate(
 
     Example: fedlearn simulate bank.toml platform.toml --job train --json
     """
+    from fedlearn import jobs
+
     if len(parties) != 2 or job not in ("check", "align", "statistics", "train", "predict"):
         raise OwnMistake("simulate takes two party files and --job check, align, statistics, train or predict")
     if plan and (len(plan) != 2 or job != "train"):
@@ -271,7 +277,7 @@ def _overrides(data: Path | None, listen: str | None, connect: str | None) -> di
 
 
 def _run(
-    job: jobs.Job,
+    job: Job,
     path: Path,
     as_json: bool,
     style: str,
@@ -285,6 +291,8 @@ def _run(
     form: str = "csv",
     overrides: dict[str, Any],
 ) -> None:
+    from fedlearn import jobs
+
     _check_style(style)
     party = load_party(path, overrides)
     contract = load_contract(party.contract)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -12,7 +12,9 @@ from fedlearn.cli import show
 from fedlearn.cli.party import PartyPath
 from fedlearn.contract import load_contract, load_party
 from fedlearn.errors import OutputExists
-from fedlearn.report import page, words
+
+if TYPE_CHECKING:
+    from fedlearn.report.page import Run
 
 Folder = Annotated[Path | None, typer.Argument(help="folder of this side's run; [output] folder/model by default")]
 
@@ -35,11 +37,13 @@ def report(
 
     Example: fedlearn report results/model --party party.toml --out committee.html
     """
+    from fedlearn.report.page import page
+
     if out is not None and out.exists():
         raise OutputExists(f"{out} already exists")
     run = _load(party, run_folder)
     path = out or _folder(party, run_folder) / "report.html"
-    path.write_text(page.page(run), encoding="utf-8")
+    path.write_text(page(run), encoding="utf-8")
     print(json.dumps({"report": str(path)})) if as_json else show.out.print(f"wrote {path}")
 
 
@@ -52,6 +56,8 @@ def explain(
 
     Example: fedlearn explain results/model --party party.toml
     """
+    from fedlearn.report import words
+
     found = words.explain(_load(party, run_folder), _folder(party, run_folder))
     if as_json:
         print(json.dumps(found))
@@ -66,6 +72,8 @@ def _folder(party: Path, given: Path | None) -> Path:
     return given or load_party(party).output.folder / "model"
 
 
-def _load(party: Path, given: Path | None) -> page.Run:
+def _load(party: Path, given: Path | None) -> Run:
+    from fedlearn.report.page import load
+
     settings = load_party(party)
-    return page.load(_folder(party, given), load_contract(settings.contract), settings.party)
+    return load(_folder(party, given), load_contract(settings.contract), settings.party)

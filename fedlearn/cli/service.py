@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from fedlearn.cli import show
 from fedlearn.contract import load_party
-from fedlearn.service import audit as logs
-from fedlearn.service.registry import Entry, compare, open_registry
+
+if TYPE_CHECKING:
+    from fedlearn.service.registry import Entry, Registry
 
 registry_app = typer.Typer(help="This party's models, by name and version.", no_args_is_help=True)
 audit_app = typer.Typer(help="This party's audit log.", no_args_is_help=True)
@@ -35,6 +36,8 @@ def add(
 
     Example: fedlearn registry add --party party.toml
     """
+    from fedlearn.service.registry import open_registry
+
     own = load_party(party)
     registry, contract = open_registry(own)
     chosen = name or (own.service.model if own.service else "model")
@@ -47,7 +50,7 @@ def list_(party: PartyPath, as_json: Json = False) -> None:
 
     Example: fedlearn registry list --party party.toml
     """
-    found = open_registry(load_party(party))[0].list()
+    found = _registry(party).list()
     if as_json:
         print(json.dumps([{**entry.facts, "state": entry.state} for entry in found]))
         return
@@ -67,7 +70,7 @@ def show_(
 
     Example: fedlearn registry show model 1 --party party.toml
     """
-    _tell(open_registry(load_party(party))[0].show(name, version), as_json)
+    _tell(_registry(party).show(name, version), as_json)
 
 
 @registry_app.command("compare")
@@ -76,7 +79,9 @@ def compare_(party: PartyPath, name: Name, one: Version, other: Version, as_json
 
     Example: fedlearn registry compare model 1 2 --party party.toml
     """
-    registry, _ = open_registry(load_party(party))
+    from fedlearn.service.registry import compare
+
+    registry = _registry(party)
     found = compare(registry.show(name, one), registry.show(name, other))
     if as_json:
         print(json.dumps(found))
@@ -97,7 +102,7 @@ def promote(
 
     Example: fedlearn registry promote model 2 --party party.toml
     """
-    _tell(open_registry(load_party(party))[0].promote(name, version, state), as_json)
+    _tell(_registry(party).promote(name, version, state), as_json)
 
 
 @registry_app.command()
@@ -106,7 +111,7 @@ def retire(party: PartyPath, name: Name, version: Version, as_json: Json = False
 
     Example: fedlearn registry retire model 1 --party party.toml
     """
-    _tell(open_registry(load_party(party))[0].retire(name, version), as_json)
+    _tell(_registry(party).retire(name, version), as_json)
 
 
 @registry_app.command()
@@ -119,8 +124,14 @@ def resign(
 
     Example: fedlearn registry resign --former keys/old.key --party party.toml
     """
-    signed = open_registry(load_party(party))[0].resign(former)
+    signed = _registry(party).resign(former)
     show.told("registry", {"entries_and_states_signed": signed}, as_json)
+
+
+def _registry(party: Path) -> Registry:
+    from fedlearn.service.registry import open_registry
+
+    return open_registry(load_party(party))[0]
 
 
 def _tell(entry: Entry, as_json: bool) -> None:
@@ -145,6 +156,8 @@ def verify(
 
     Example: fedlearn audit verify audit.log --party party.toml
     """
+    from fedlearn.service import audit as logs
+
     found = logs.verify(file, load_party(party).tls.key if party else None)
     if passive is not None:
         logs.verify(passive)

@@ -51,11 +51,9 @@ def serve(party: PartyFile, stop: threading.Event) -> None:
     sealed = contract.serving is not None and contract.serving.mode == "sealed"
     names, scorer = list(features), _SCORERS[role, sealed]
     tracer = Tracer(service.traces, party.party)
-    store: Features = open_store(service.store, contract.align.key, features)
-    if service.traces is not None:
-        store = TracedStore(store, tracer)
+    store = _store(service, contract, features, tracer)
     models = Models(registry, contract, party.party, lambda share: scorer(share, names, contract))
-    models.refresh()
+    _first_look(models, service.model if role == "active" else None)
     metrics = Metrics()
     with ExitStack() as stack:
         stack.callback(tracer.close)
@@ -78,6 +76,7 @@ def serve(party: PartyFile, stop: threading.Event) -> None:
         server = Server(
             service.listen, party.tls, party.party, stream, answer, service.workers, callers, tracer, call=call
         )
+        looks.append(server.renew)
         web = None
         if service.http is not None:
             # One bound for gRPC and HTTP together: [service] workers is of all requests under way.
@@ -96,6 +95,11 @@ def serve(party: PartyFile, stop: threading.Event) -> None:
         log("draining")
         gc.unfreeze()
     log("stopped")
+
+
+def _store(service: Service, contract: Contract, features: dict[str, Any], tracer: Tracer) -> Features:
+    store = open_store(service.store, contract.align.key, features)
+    return store if service.traces is None else TracedStore(store, tracer)
 
 
 def _columns(contract: Contract, role: str) -> dict[str, Any]:
@@ -148,19 +152,48 @@ def _counted(answer: Answer, metrics: Metrics) -> Answer:
 def _watch(looks: Sequence[Callable[[], object]], stop: threading.Event) -> None:
     """Take over promoted models and new certificates, until it is time to stop.
 
-    Each look is for itself: a damaged model holds up no certificate. Nothing that one meets ends the service.
+    Each look is for itself: a damaged model holds up no certificate. Nothing that one meets ends the service. What goes
+    wrong is logged once, and again when it has changed or was well meanwhile.
     """
+    said = [""] * len(looks)
     try:
         while not stop.wait(_LOOK):
-            for look in looks:
-                try:
-                    look()
-                except (FedlearnError, OSError) as error:
-                    log("not-reloaded", message=str(error))
-                except Exception as error:
-                    log("not-reloaded", message=f"{type(error).__name__}: {error}")
+            for n, look in enumerate(looks):
+                message = _looked(look)
+                if message and message != said[n]:
+                    log("not-reloaded", message=message)
+                said[n] = message
     except KeyboardInterrupt:
         return
+
+
+def _looked(look: Callable[[], object]) -> str:
+    """What went wrong; empty when nothing did."""
+    try:
+        look()
+    except (FedlearnError, OSError) as error:
+        return str(error) or type(error).__name__
+    except Exception as error:
+        return f"{type(error).__name__}: {error}"
+    return ""
+
+
+def _first_look(models: Models, name: str | None) -> None:
+    """Load what is promoted. A damaged model that others can do without does not keep the service from starting.
+
+    Args:
+        models: of this side.
+        name: on the active side, the model that is served.
+
+    Raises:
+        Exception: of the damaged model (WrongModel), when nothing else can be loaded, or no champion of ``name``.
+    """
+    try:
+        models.refresh()
+    except Exception as error:
+        if not models.served or (name is not None and models.in_state(name, "champion") is None):
+            raise
+        log("not-reloaded", message=str(error))
 
 
 def _look_at(models: Models) -> None:

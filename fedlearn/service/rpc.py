@@ -8,7 +8,8 @@ On a stream a refusal is an ``Answered`` with its name and sentence; of a call i
 sentence for details and the name in the trailing metadata (``fedlearn-status``). ``grpc.health.v1.Health/Check``
 answers as the standard has it, and server reflection tells those who may ask for scores what can be asked, so that
 grpcurl needs no proto files. Certificates that are replaced on disk are used from the next connection on, so that they
-are rotated without a pause.
+are rotated without a pause. TLS looks at a caller's certificate when a connection begins, and connections last for
+days; so each stream and call is held against the authority as it is now, and streams end when their certificate does.
 """
 
 from __future__ import annotations
@@ -20,6 +21,8 @@ import time
 from collections.abc import Callable, Collection, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
 
@@ -27,7 +30,7 @@ from google.protobuf.message import DecodeError
 
 from fedlearn.contract import Tls
 from fedlearn.errors import BadConfig, FedlearnError
-from fedlearn.keys import check_own
+from fedlearn.keys import authorities, check_own, valid_until
 from fedlearn.service.common import MOST_BYTES, STATUSES, Refusal, log
 from fedlearn.service.tracing import HEADER, OFF, Tracer
 from fedlearn.v1 import serve_pb2 as pb
@@ -51,7 +54,8 @@ _WAITING = 256  # requests that may wait for their turn; more are refused at onc
 _STREAMS = 256  # a client keeps at most so many; a server takes twice as many, since those of an old certificate linger
 _STATUS = "fedlearn-status"
 _AWAY = "the server cannot be reached"
-_SAN = "x509_subject_alternative_name"
+_SAN, _PEM = "x509_subject_alternative_name", "x509_pem_cert"
+_KNOWN = 1000  # certificates that are remembered as valid
 _OPTIONS: list[tuple[str, Any]] = [
     ("grpc.max_send_message_length", 16 * MOST_BYTES),
     ("grpc.max_receive_message_length", 16 * MOST_BYTES),  # larger ones are cut off before they are read
@@ -97,7 +101,8 @@ class Server:
         """
         self._answer, self.serving, self._tls, self._me = answer, False, tls, me
         self._stamp, self._callers, self._tracer = stamp(tls), callers, tracer
-        self.turns, self._streams = _Turns(workers), _Streams()
+        self._seen = self._stamp
+        self.turns, self._streams, self._trust = _Turns(workers), _Streams(), _Trust(tls.authority)
         self._reflection = reflection.ReflectionServicer((SERVICE, _HEALTH, *_REFLECTION))
         self._reflecting, self._checking = threading.BoundedSemaphore(1), threading.BoundedSemaphore(_CHECKS)
         methods = {stream: grpc.stream_stream_rpc_method_handler(self._converse)}
@@ -141,9 +146,21 @@ class Server:
         """Refuse new requests, and wait for those under way."""
         self.serving = False
         stopped = self._server.stop(seconds)
-        self._streams.end()
+        self._streams.close()
         stopped.wait()
         self._pool.shutdown(wait=False)  # gRPC leaves it to its owner
+
+    def renew(self) -> None:
+        """Hold open streams against the authority's file as it is now, and the clock; end those that may not go on.
+
+        Raises:
+            OwnMistake: as :func:`fedlearn.keys.check_own`; what was trusted before is trusted until it is mended.
+        """
+        now = stamp(self._tls)
+        if now != self._seen:
+            check_own(self._tls, self._me)
+            self._trust, self._seen = _Trust(self._tls.authority), now
+        self._streams.end(lambda certificate: not self._trust.admits(certificate))
 
     def _configuration(self) -> Any:
         check_own(self._tls, self._me)
@@ -182,13 +199,17 @@ class Server:
         if caller not in self._callers:
             log("refused", caller=caller[:63], status="not-a-caller")
             _abort(context, Refusal("not-a-caller", "nobody of this name may ask"))
+        if not self._trust.admits(_certificate(context)):
+            log("refused", caller=caller[:63], status="not-a-caller")
+            said = "the certificate of this connection has expired, or its authority is not trusted any more"
+            _abort(context, Refusal("not-a-caller", f"{said}: connect anew"))
         return caller
 
     def _converse(self, raws: Iterator[bytes], context: grpc.ServicerContext) -> Iterator[bytes]:
         """The requests of one stream. It holds a thread for as long as it is open: hence the bound."""
         caller = self._admitted(context)
         try:
-            self._streams.open(context, caller)
+            self._streams.open(context, caller, _certificate(context))
         except Refusal as refusal:
             log("refused", caller=caller[:63], status=refusal.status)
             _abort(context, refusal)
@@ -200,7 +221,7 @@ class Server:
                 if not self._streams.set_at_work(context, False):
                     return
         finally:
-            self._streams.close(context)
+            self._streams.forget(context)
 
     def _answered(self, caller: str, raw: bytes) -> bytes:
         try:
@@ -217,8 +238,7 @@ class Server:
 
     def _reflect(self, requests: Iterator[Any], context: grpc.ServicerContext) -> Iterator[Any]:
         """What grpcurl asks. A stream holds one of the threads that answer requests: hence the bounds."""
-        if _caller(context) not in self._callers:
-            _abort(context, Refusal("not-a-caller", "reflection answers those only who may ask for scores"))
+        self._admitted(context)
         if not self._reflecting.acquire(timeout=1.0):  # the one before may be about to end
             _abort(context, Refusal("too-many", "reflection answers one at a time"))
         try:
@@ -244,6 +264,12 @@ def _caller(context: grpc.ServicerContext) -> str:
     verified: Any = context.auth_context()
     names = [name.decode(errors="replace") for name in verified.get(_SAN, [])]
     return names[0] if len(names) == 1 else ""
+
+
+def _certificate(context: grpc.ServicerContext) -> bytes:
+    """The caller's, PEM, as TLS accepted it when the connection began."""
+    verified: Any = context.auth_context()
+    return b"".join(verified.get(_PEM, []))
 
 
 def _only(raws: Iterator[bytes], context: grpc.ServicerContext) -> bytes:
@@ -292,36 +318,72 @@ class _Turns:
         self._free.release()
 
 
+class _Trust:
+    """Which certificates may ask, by the authority's file as it was when this was made, and by the clock."""
+
+    def __init__(self, authority: Path) -> None:
+        self._authorities, self._until = authorities(authority), dict[bytes, float]()
+
+    def admits(self, certificate: bytes) -> bool:
+        """Whether a certificate (PEM) is still valid, and signed by an authority that is trusted."""
+        until = self._until.get(certificate)
+        if until is None:
+            found = valid_until(certificate, self._authorities)
+            until = 0.0 if found is None else found.timestamp()
+            if len(self._until) >= _KNOWN:
+                self._until.clear()
+            self._until[certificate] = until
+        return time.time() < until
+
+
+@dataclass
+class _Open:
+    """A stream: whose it is, whether a request of it is at work, and whether it is to end after that."""
+
+    caller: str
+    certificate: bytes
+    at_work: bool = False
+    ended: bool = False
+
+
 class _Streams:
-    """The open streams of a server: whose they are, and whether a request of theirs is at work."""
+    """The open streams of a server."""
 
     def __init__(self) -> None:
-        self._lock, self._ended = threading.Lock(), False
-        self._open: dict[grpc.ServicerContext, tuple[str, bool]] = {}
+        self._lock, self._open, self._closed = threading.Lock(), dict[grpc.ServicerContext, _Open](), False
 
-    def open(self, context: grpc.ServicerContext, caller: str) -> None:
+    def open(self, context: grpc.ServicerContext, caller: str, certificate: bytes) -> None:
         """Enter a stream. Raises Refusal when the caller has too many."""
         with self._lock:
-            if sum(whose == caller for whose, _ in self._open.values()) >= 2 * _STREAMS:
+            if sum(stream.caller == caller for stream in self._open.values()) >= 2 * _STREAMS:
                 raise Refusal("too-many", f"more than {2 * _STREAMS} streams of one caller")
-            self._open[context] = (caller, False)
+            self._open[context] = _Open(caller, certificate, ended=self._closed)
 
     def set_at_work(self, context: grpc.ServicerContext, at_work: bool) -> bool:
         """Enter whether a request of a stream is at work; returns whether the stream is to go on."""
         with self._lock:
-            self._open[context] = (self._open[context][0], at_work)
-            return not self._ended
+            stream = self._open[context]
+            stream.at_work = at_work
+            return not stream.ended
 
-    def close(self, context: grpc.ServicerContext) -> None:
+    def forget(self, context: grpc.ServicerContext) -> None:
         """A stream has ended."""
         with self._lock:
             del self._open[context]
 
-    def end(self) -> None:
-        """End every stream: those at work after their answer, the others now."""
+    def close(self) -> None:
+        """End every stream, and those that come, as :meth:`end` does."""
         with self._lock:
-            self._ended = True
-            idle = [context for context, (_, at_work) in self._open.items() if not at_work]
+            self._closed = True
+        self.end(lambda _: True)
+
+    def end(self, which: Callable[[bytes], bool]) -> None:
+        """End the streams of some certificates: those at work after their answer, the others now."""
+        with self._lock:
+            found = [(context, stream) for context, stream in self._open.items() if which(stream.certificate)]
+            for _, stream in found:
+                stream.ended = True
+            idle = [context for context, stream in found if not stream.at_work]
         for context in idle:
             context.cancel()
 
