@@ -15,11 +15,14 @@ import urllib.request
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import serialization
 
 from fedlearn import keys
 from fedlearn.bench import serve as bench
@@ -201,6 +204,26 @@ def test_a_changed_authority_is_taken_over(stage: Stage, desk: Desk) -> None:
         assert call(kept, "GET", "/openapi.json")[2] is True
         with pytest.raises(OSError):  # noqa: PT011  (it connects anew; how TLS says no depends on the moment)
             call(kept, "GET", "/openapi.json")
+        kept.close()
+
+
+def test_a_certificate_that_expires_on_an_open_connection(stage: Stage, desk: Desk, tmp_path: Path) -> None:
+    desk.let.set()
+    tls = keys.issue(stage.base / "authority", tmp_path / "brief", "desk")
+    issuer, issuer_key = keys._load_authority(stage.base / "authority")
+    public_key = x509.load_pem_x509_certificate(tls.certificate.read_bytes()).public_key()
+    context, (address, _, port) = stage.context("desk"), stage.http.rpartition(":")
+    with stage.running():
+        end = datetime.now(UTC) + timedelta(seconds=5)
+        brief = keys._sign_party("desk", public_key, issuer, issuer_key, (end - timedelta(minutes=1), end))
+        tls.certificate.write_bytes(brief.public_bytes(serialization.Encoding.PEM))
+        context.load_cert_chain(tls.certificate, tls.key)
+        kept = http.client.HTTPSConnection(address, int(port), context=context, timeout=20)
+        assert call(kept, "POST", "/v1/score", BODY)[0] == 200
+        wait_for(lambda: datetime.now(UTC) > end)
+        status, told, _ = call(kept, "POST", "/v1/score", BODY)
+        assert (status, told["status"]) == (403, "not-a-caller")
+        assert "expired" in told["message"]
         kept.close()
 
 

@@ -18,6 +18,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from datetime import UTC, datetime
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
@@ -315,8 +316,10 @@ def scoring(
             self._refuse(503, *_STOPPING)
 
         def _caller(self) -> str:
-            certificate = self.connection.getpeercert(binary_form=True)
-            names = party_names(x509.load_der_x509_certificate(certificate or b""))
+            certificate = x509.load_der_x509_certificate(self.connection.getpeercert(binary_form=True) or b"")
+            if datetime.now(UTC) > certificate.not_valid_after_utc:  # TLS looked when the connection began
+                raise Refusal("not-a-caller", "the certificate of this connection has expired: connect anew")
+            names = party_names(certificate)
             return names[0] if len(names) == 1 else ""
 
     return Handler
