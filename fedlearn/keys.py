@@ -188,14 +188,28 @@ def authorities(path: Path) -> list[x509.Certificate]:
     return _load_certificates(path)
 
 
-def valid_until(certificate: bytes, signers: list[x509.Certificate]) -> datetime | None:
-    """Until when a certificate (PEM) is valid that one of the authorities has signed directly; None for any other."""
+def valid_until(chain: bytes, signers: list[x509.Certificate]) -> datetime | None:
+    """Until when a certificate, and all between it and one of the authorities, are valid.
+
+    Args:
+        chain: PEM; the certificate, then those between, as TLS has accepted them.
+        signers: the authorities.
+
+    Returns:
+        the first of their last moments; None where the chain does not lead to one of the authorities.
+    """
     try:
-        found = x509.load_pem_x509_certificate(certificate)
+        found, *between = x509.load_pem_x509_certificates(chain)
     except ValueError:
         return None
-    signer = _issuer_of(found, signers)
-    return None if signer is None else min(found.not_valid_after_utc, signer.not_valid_after_utc)
+    until = found.not_valid_after_utc
+    for _ in range(1 + len(between)):
+        if (signer := _issuer_of(found, signers)) is not None:
+            return min(until, signer.not_valid_after_utc)
+        if (above := _issuer_of(found, between)) is None:
+            return None
+        found, until = above, min(until, above.not_valid_after_utc)
+    return None
 
 
 def sign(key: Path, what: bytes) -> bytes:

@@ -19,7 +19,15 @@ from fedlearn.cli.main import run as command_line
 from fedlearn.contract import load_contract
 from fedlearn.crypto.draws import Draws
 from fedlearn.data import FeatureBins, fit_binning, make_table
-from fedlearn.errors import Malformed, NotDisclosed, OutputExists, PeerMisbehaved, WrongLength, WrongModel
+from fedlearn.errors import (
+    Malformed,
+    NotDisclosed,
+    NotInContract,
+    OutputExists,
+    PeerMisbehaved,
+    WrongLength,
+    WrongModel,
+)
 from fedlearn.jobs import share_of, splits_of
 from fedlearn.kernels import trees as kernel
 from fedlearn.models import export
@@ -564,3 +572,13 @@ def test_the_command_without_consent(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert "[disclosure] model = true" in capsys.readouterr().err
     assert command_line(["export", "--party", files[0], "--format", "text"]) == 0
     assert "passive feature #" in capsys.readouterr().out
+
+
+def test_a_regression_has_nothing_to_export(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def change(pair: Pair) -> None:
+        del pair.contract["boost"]
+        pair.contract["glm"] = {}
+
+    pair = make_pair(tmp_path, tmp_path, change=change)
+    assert command_line(["export", "--party", str(pair.party_file("bank"))]) == NotInContract.exit_code
+    assert "scorecard.json" in capsys.readouterr().err

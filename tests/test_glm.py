@@ -575,6 +575,7 @@ def put(field: str, value: Any) -> Any:
         ("passive", pb.GlmColumns, put("names", ["a", "b", "c"]), Malformed),
         ("passive", pb.GlmScores, put("values", bytes(8)), WrongLength),
         ("passive", pb.GlmScores, put("first", 7), WrongLength),
+        ("active", pb.GlmOpen, put("columns", 150), BeyondContract),  # each is a product more
         ("active", pb.GlmAsk, put("columns", 5), Malformed),
         ("active", pb.GlmAsk, put("pairs", 0), Malformed),
         ("active", pb.GlmCoefficients, put("values", [1.0]), WrongLength),

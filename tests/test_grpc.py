@@ -37,6 +37,7 @@ from fedlearn.errors import (
     VersionMismatch,
 )
 from fedlearn.v1.align_pb2 import AlignDoubled
+from tests.authorities import with_sub_authority
 
 TOY = Table("toy", ("bank", "platform"), (Message(AlignDoubled, BOTH, (START, "AlignDoubled"), nothing("a test")),))
 DAY = timedelta(days=1)
@@ -312,6 +313,24 @@ def test_a_dialler_with_a_wrong_certificate_is_told(
     with pytest.raises(BadCertificate, match=words):
         dial(address, files(folder, party, kind), party, "bank", 5)
     with pytest.raises(seen, match="'third' was refused" if seen is PeerUntrusted else "or has no valid certificate"):
+        listening.result()
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_a_certificate_of_a_sub_authority_is_not_enough(
+    tmp_path: Path, address: str, background: Callable[..., Future[Any]]
+) -> None:
+    """Whoever the authority lets sign could otherwise be either party."""
+    tls = with_sub_authority(tmp_path, "bank", "platform")
+    listening = background(listen, address, tls["bank"], "bank", "platform", 0.8)
+    with pytest.raises(BadCertificate, match="expects another party"):
+        dial(address, tls["platform-sub"], "platform", "bank", 5)
+    with pytest.raises(PeerUntrusted, match="'platform', not signed by the authority itself, was refused"):
+        listening.result()
+    listening = background(listen, address, tls["bank-sub"], "bank", "platform", 0.8)
+    with pytest.raises(PeerUntrusted, match=r"was not signed by the authority .*root\.pem itself"):
+        dial(address, tls["platform"], "platform", "bank", 5)
+    with pytest.raises(PeerAbsent):
         listening.result()
 
 

@@ -17,6 +17,7 @@ from cryptography.x509.verification import PolicyBuilder, Store, VerificationErr
 from fedlearn import keys
 from fedlearn.contract import Tls
 from fedlearn.errors import BadCertificate, BadConfig, FedlearnError, FileMissing, OutputExists
+from tests.authorities import with_sub_authority
 
 PEM = serialization.Encoding.PEM
 
@@ -295,3 +296,17 @@ def test_until_when_a_certificate_is_valid(authority: Path, own: Tls, tmp_path: 
     assert keys.valid_until(own.certificate.read_bytes(), others) is None
     assert keys.valid_until(own.certificate.read_bytes(), others + signers) is not None
     assert keys.valid_until(b"no certificate", signers) is None
+
+
+def test_certificates_between(tmp_path: Path) -> None:
+    tls = with_sub_authority(tmp_path, "bank")
+    signers = keys.authorities(tls["bank"].authority)
+    both = tls["bank-sub"].certificate.read_bytes()
+    leaf, sub = x509.load_pem_x509_certificates(both)
+    for chain in (both, leaf.public_bytes(PEM) + both):  # gRPC may name the first one twice
+        assert keys.valid_until(chain, signers) == sub.not_valid_after_utc
+    assert keys.valid_until(leaf.public_bytes(PEM), signers) is None
+    assert keys.valid_until(leaf.public_bytes(PEM), [sub]) is not None
+    assert keys.valid_until(tls["bank"].certificate.read_bytes() + both, signers) is not None
+    own = load(tls["bank"].authority)
+    assert keys.valid_until(own.public_bytes(PEM) * 3, [sub]) is None  # signed by itself

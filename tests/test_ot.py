@@ -597,6 +597,7 @@ def points() -> bytes:
 BAD_POINTS = [
     (InvalidPoint, lambda p: p[:-POINT] + bytes(POINT), f"an invalid point, number {ot.BASES - 1}"),
     (InvalidPoint, lambda p: b"\xff" * POINT + p[POINT:], "an invalid point, number 0"),
+    (Malformed, lambda p: p[:-POINT] + p[:POINT], "a point more than once"),
     (WrongLength, lambda p: p[:-1], "sent 8159 bytes where 255 points of 32 bytes were due"),
     (WrongLength, lambda p: p[:-POINT], "sent 8128 bytes"),
     (WrongLength, lambda p: p + p[:POINT], "sent 8192 bytes"),

@@ -173,6 +173,20 @@ def test_the_passive_side_refuses_by_itself(stage: Stage) -> None:
     assert status(lambda: passive.answer("active", b"\xff\xff")) == "malformed"
 
 
+def test_a_refusal_tells_the_other_party_no_more_than_its_name(stage: Stage) -> None:
+    asks, passive = question(stage, 7), stage.side("passive", most_missing=0.1)
+    width = len(passive.store.get(f"{7:09d}"))
+    passive.store.get = lambda _: (math.nan,) * 3 + (0.0,) * (width - 3)
+    with pytest.raises(Refusal) as refusal:
+        passive.answer("active", asks)
+    assert (refusal.value.status, str(refusal.value)) == ("features-missing", STATUSES["features-missing"][2])
+
+
+def test_a_certificate_that_the_other_party_refuses_is_this_sides_matter(stage: Stage) -> None:
+    active = stage.side("active", Odd(Refusal("not-a-caller", "connect anew")))
+    assert status(lambda: active.answer("active", asked())) == "peer-unavailable"
+
+
 def test_limits_are_each_callers_own(stage: Stage) -> None:
     few = {"one": Caller(per_second=3), "other": Caller(per_second=1000, per_day=5)}
     active = stage.side("active", stage.side("passive"), callers={name: c.model_dump() for name, c in few.items()})

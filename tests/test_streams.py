@@ -45,10 +45,14 @@ class Stage:
 
     def __init__(self, certificates: Certificates, stack: ExitStack) -> None:
         self.address, self._certificates, self._stack = f"127.0.0.1:{free_port()}", certificates, stack
+        self.turned_away: list[int] = []
 
     def server(self, answer: Callable[[str, bytes], bytes] = echo, workers: int = 4) -> Server:
         tls = self._certificates["platform"]
-        made = Server(self.address, tls, "platform", "Parts", answer, workers, ("bank",), call="Score")
+        made = Server(
+            self.address, tls, "platform", "Parts", answer, workers, ("bank",), call="Score",
+            turned_away=lambda: self.turned_away.append(1),
+        )  # fmt: skip
         made.start()
         self._stack.callback(made.drain, 1.0)
         return made
@@ -224,6 +228,7 @@ def test_requests_wait_for_their_turn_and_not_too_many(stage: Stage, monkeypatch
         free.set()
     assert became == ["answered"] * 3
     assert server.turns._waiting == 0
+    assert stage.turned_away == [1, 1]
 
 
 @pytest.mark.parametrize(
@@ -344,6 +349,8 @@ def test_streams_of_a_former_authority_end(certificates: Certificates, tmp_path:
         idle = client.stream()
         idle.put(b"row")
         idle.take()
+        early = SimpleQueue[bytes | None]()  # a call whose message comes later
+        single = stage.channel().stream_unary("/fedlearn.v1.Serving/Score").future(iter(early.get, None))
         good = tls.authority.read_bytes()
         tls.authority.write_bytes(b"no certificate")
         with pytest.raises(BadCertificate):
@@ -367,9 +374,13 @@ def test_streams_of_a_former_authority_end(certificates: Certificates, tmp_path:
         done = SimpleQueue[bool]()
         client.call("Score", b"row", 5, done.put)
         assert done.get(timeout=20) is False
+        early.put(b"row")
+        with pytest.raises(grpc.RpcError, match="connect anew"):
+            single.result(20)
+        early.put(None)
 
 
-def test_a_certificate_that_expires_ends_its_streams(stage: Stage) -> None:
+def test_a_certificate_that_expires_ends_its_streams(stage: Stage, certificates: Certificates) -> None:
     server, client = stage.server(), stage.client()
     stream = client.stream()
     stream.put(b"row")
@@ -379,8 +390,33 @@ def test_a_certificate_that_expires_ends_its_streams(stage: Stage) -> None:
     (certificate,) = server._trust._until
     server._trust._until[certificate] = time.time() - 1
     assert refused(lambda: client.ask(b"row", 5)) == "not-a-caller"
-    server.renew()
+    tls = certificates["platform"]
+    server._seen, good = (), tls.authority.read_bytes()
+    tls.authority.write_bytes(b"no certificate")  # which the service's own trouble does not put off
+    with pytest.raises(BadCertificate):
+        server.renew()
+    tls.authority.write_bytes(good)
     assert refused(stream.take) == "peer-unavailable"
+
+
+def test_a_client_that_is_refused_connects_anew(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    server, client = stage.server(), stage.client()
+    assert client.ask(b"row", 5) == b"row"
+    first = client._channel
+    (certificate,) = server._trust._until
+    server._trust._until[certificate] = 0.0
+    server.renew()
+    wait_for(lambda: not client._idle[0].open, 20)
+    assert refused(lambda: client.ask(b"row", 5)) == "not-a-caller"
+    assert client._channel is first  # it is new itself
+    monkeypatch.setattr(rpc, "_ANEW", 0.0)
+    assert refused(lambda: client.ask(b"row", 5)) == "not-a-caller"
+    assert client._channel is not first
+    assert "refused-by-server" in capsys.readouterr().err
+    server._trust._until.clear()
+    assert client.ask(b"row", 5) == b"row"
 
 
 def test_few_certificates_are_remembered(certificates: Certificates, monkeypatch: pytest.MonkeyPatch) -> None:

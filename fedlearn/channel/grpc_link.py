@@ -22,11 +22,12 @@ from concurrent.futures import Executor, Future
 from typing import Any
 
 from cryptography import x509
+from cryptography.hazmat.primitives.serialization import Encoding
 
 from fedlearn.channel.link import LinkClosed, Pipe
 from fedlearn.contract import Tls
 from fedlearn.errors import BadCertificate, BadConfig, PeerAbsent, PeerSilent, PeerUntrusted, VersionMismatch
-from fedlearn.keys import check_own, party_names
+from fedlearn.keys import authorities, check_own, party_names, valid_until
 
 os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # our own errors say it better; must be set before the import
 import grpc
@@ -34,7 +35,7 @@ import grpc
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
 _SERVICE, _METHOD = "fedlearn.v1.Party", "Converse"
 _ADMITTED = ("fedlearn-admitted", "1")  # initial metadata: the listener took this stream for the session
-_SAN = "x509_subject_alternative_name"  # of the verified certificate, in gRPC's auth context
+_SAN, _PEM = "x509_subject_alternative_name", "x509_pem_cert"  # of the verified certificate, in gRPC's auth context
 _GONE = "the other end is gone"
 _DEPTH = 4  # frames put and not yet taken by gRPC's writer
 _CLOSE_SECONDS = 5.0
@@ -140,7 +141,7 @@ def listen(address: str, tls: Tls, me: str, peer: str, seconds: float) -> GrpcLi
     """
     check_own(tls, me)
     _keep_buffers()
-    door = _Door(peer)
+    door = _Door(peer, authorities(tls.authority))
     method = grpc.stream_stream_rpc_method_handler(door.converse)  # no serialisers: raw bytes
     handler = grpc.method_handlers_generic_handler(_SERVICE, {_METHOD: method})
     threads: Any = _DaemonThreads()
@@ -171,8 +172,8 @@ def listen(address: str, tls: Tls, me: str, peer: str, seconds: float) -> GrpcLi
 class _Door:
     """Lets in the first stream from the peer, and nobody else."""
 
-    def __init__(self, peer: str) -> None:
-        self._peer = peer
+    def __init__(self, peer: str, signers: list[x509.Certificate]) -> None:
+        self._peer, self._authorities = peer, signers
         self._lock = threading.Lock()
         self._arrived = threading.Event()
         self._stream: tuple[Iterator[bytes], Pipe] | None = None
@@ -183,8 +184,10 @@ class _Door:
         """The RPC's handler, in a thread of the server's: what it returns is sent until the pipe is closed."""
         verified: Any = context.auth_context()
         names = [name.decode(errors="replace") for name in verified.get(_SAN, [])]
-        if names != [self._peer]:
+        direct = valid_until(b"".join(verified.get(_PEM, [])), self._authorities) is not None
+        if names != [self._peer] or not direct:
             self._refused = " and ".join(repr(name[:80]) for name in names) or "no party"
+            self._refused += "" if direct else ", not signed by the authority itself,"
             context.abort(grpc.StatusCode.PERMISSION_DENIED, "not the party expected")
         outgoing = Pipe(_DEPTH)
         with self._lock:
@@ -284,7 +287,7 @@ def _preflight(address: str, tls: Tls, peer: str, seconds: float, where: str) ->
         plain.settimeout(seconds)
         try:
             with context.wrap_socket(plain, server_hostname=peer) as secure:
-                _check_name(secure, peer, where)
+                _check_certificate(secure, tls, peer, where)
                 _check_accepted(secure, tls, where)
         except ssl.SSLCertVerificationError as error:
             raise PeerUntrusted(f"the certificate of {where} {_verdict(error)}") from None
@@ -312,11 +315,14 @@ def _client_context(tls: Tls) -> ssl.SSLContext:
     return context
 
 
-def _check_name(secure: ssl.SSLSocket, peer: str, where: str) -> None:
-    names = party_names(x509.load_der_x509_certificate(secure.getpeercert(binary_form=True) or b""))
+def _check_certificate(secure: ssl.SSLSocket, tls: Tls, peer: str, where: str) -> None:
+    certificate = x509.load_der_x509_certificate(secure.getpeercert(binary_form=True) or b"")
+    names = party_names(certificate)
     if names != [peer]:
         found = " and ".join(repr(name[:80]) for name in names) or "no party"
         raise PeerUntrusted(f"the certificate of {where} is for {found}, not for {peer!r}")
+    if valid_until(certificate.public_bytes(Encoding.PEM), authorities(tls.authority)) is None:
+        raise PeerUntrusted(f"the certificate of {where} was not signed by the authority {tls.authority} itself")
 
 
 def _check_accepted(secure: ssl.SSLSocket, tls: Tls, where: str) -> None:

@@ -44,6 +44,11 @@ def export(
     contract = load_contract(settings.contract)
     if contract.kmeans is not None:
         raise NotInContract("clusters are no trees to export: share.json and run.json have the centres in plain JSON")
+    if contract.glm is not None:
+        raise NotInContract(
+            "a regression is no trees to export: run.json has its coefficients, a scorecard's points are in"
+            " scorecard.json and scorecard.pmml"
+        )
     share = shares.load(run_folder or settings.output.folder / "model", contract, settings.party)
     if style == "text":
         written = formats.text(share, contract, settings.party)

@@ -64,7 +64,7 @@ def check(
 def prepare(party: PartyPath, data: DataPath = None, as_json: Json = False, style: Style = "auto") -> None:
     """Evaluate the large side's table ahead, for method cached; again for new rows, and after an interruption.
 
-    Example: party-b prepare
+    Example: party-a prepare      (the platform of the demo, where its side is the large one)
     """
     from fedlearn import jobs
 

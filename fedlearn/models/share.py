@@ -98,13 +98,21 @@ def clear_own(folder: Path, maker: str) -> None:
 
 
 def replace_file(path: Path, *parts: bytes) -> None:
-    """Write a file, readable by its owner only, so that it is there whole or not at all, even after a power failure."""
+    """Write a file, readable by its owner only, so that it is there whole, or as it was, even after a power failure.
+
+    When this returns, it is the new one that would be there.
+    """
     partial = path.with_name(f".{path.name}.partial-{os.getpid()}")
     with os.fdopen(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
         file.writelines(parts)
         file.flush()
         os.fsync(file.fileno())
     partial.replace(path)
+    folder = os.open(path.parent, os.O_RDONLY)  # which holds the name
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
 
 
 @contextmanager

@@ -510,6 +510,7 @@ def fit_passive(channel: Channel, contract: Contract, data: PassiveData) -> Pass
     columns = np.ascontiguousarray(data.columns[order])
     with channel.phase("hint"):
         opened = channel.receive(pb.GlmOpen)
+        check_columns(channel, opened.columns, glm, contract.active)
         holders = _open_holders(channel, contract, data, order, columns, opened.columns)
     done = 0
     with channel.phase("steps"):
@@ -528,6 +529,17 @@ def fit_passive(channel: Channel, contract: Contract, data: PassiveData) -> Pass
             elif isinstance(message, pb.GlmResult):
                 break
     return _received(channel, contract, message, order)
+
+
+def check_columns(channel: Channel, columns: int, glm: Glm, side: Side) -> None:
+    """Whether the peer has no more columns than its features give: each is a product more that it may ask for.
+
+    Raises:
+        BeyondContract: it has announced more.
+    """
+    most = sum(1 if glm.woe or kind == "number" else max(1, glm.bins - 1) for kind in side.features.values())
+    if columns > most:
+        raise channel.misbehaved(BeyondContract, f"announced {columns} columns, the contract allows {most}")
 
 
 def exchange_saved(channel: Channel) -> None:

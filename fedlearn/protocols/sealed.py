@@ -47,7 +47,7 @@ from fedlearn.crypto.bfv import SLOTS, T
 from fedlearn.errors import BeyondContract, Malformed, OverBudget, WrongLength
 from fedlearn.learner import glm as learner
 from fedlearn.learner.anderson import Block, Mixture
-from fedlearn.protocols.regression import ActiveData, PassiveData, PassiveResult, check_rows, model_id
+from fedlearn.protocols.regression import ActiveData, PassiveData, PassiveResult, check_columns, check_rows, model_id
 from fedlearn.v1 import glm_pb2
 from fedlearn.v1 import sealed_pb2 as pb
 
@@ -101,7 +101,11 @@ TABLE = Table(
             pb.SealedStep,
             "active",
             ("SealedPart",),
-            Reveals("inner products of the active side's steps", lambda m: len(m.products)),
+            Reveals(
+                "inner products of the active side's steps; and whether another round follows, which with the products "
+                "bounds the number of shared rows from both sides",
+                lambda m: len(m.products) + 1,
+            ),
         ),
         Message(
             pb.SealedResult,
@@ -434,10 +438,9 @@ class _Side:
 
 def _checked(channel: Channel, columns: int, key: bytes, contract: Contract, side: Side) -> bfv.Peer:
     """The peer's key, after its number of columns was held against the contract."""
-    glm = _glm(contract)
-    most = sum(1 if glm.woe or kind == "number" else max(1, glm.bins - 1) for kind in side.features.values())
-    if not 1 <= columns <= most:
-        raise channel.misbehaved(BeyondContract, f"announced {columns} columns, the contract allows {most}")
+    if not columns:
+        raise channel.misbehaved(BeyondContract, "announced no column, and a sealed regression has some of each side")
+    check_columns(channel, columns, _glm(contract), side)
     try:
         return bfv.Peer(key)
     except bfv.BadCiphertext as error:

@@ -293,3 +293,5 @@ def _check_points(channel: Channel, points: bytes) -> None:
     bad = ristretto.check_points(points)
     if bad is not None:
         raise channel.misbehaved(InvalidPoint, f"sent an invalid point, number {bad}")
+    if len(np.unique(np.frombuffer(points, f"V{ristretto.POINT_BYTES}"))) < ot.BASES:
+        raise channel.misbehaved(Malformed, "sent a point more than once")

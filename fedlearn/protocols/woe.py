@@ -42,7 +42,11 @@ TABLE = Table(
             pb.WoeBins,
             "passive",
             (START,),
-            Reveals("number of bins of each opaque feature; and names if agreed", lambda m: len(m.bins)),
+            Reveals(
+                "number of bins of each opaque feature, how many are for missing and special values, whether the rest "
+                "are ordered; and names if agreed",
+                lambda m: 3 * len(m.bins),
+            ),
         ),
         Message(
             pb.WoePlan,

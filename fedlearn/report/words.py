@@ -22,6 +22,8 @@ _FILES = {
     "alignment.json": "which alignment this is",
     "alignment.sig": "this side's signature of it",
     "scorecard.pmml": "the same in PMML",
+    "weights.json": "weights of evidence of this side's own columns, for `weigh`",
+    "disclosed.arrow": "the other side's splits, as far as the contract discloses them",
     "plan.json": "which of this side's columns were kept, and why not the others",
     "reference.json": "how scores and features were distributed in training, to notice drift",
     "report.html": "the report, for people",

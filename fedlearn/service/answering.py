@@ -17,6 +17,7 @@ from fedlearn.service.common import (
     Refusal,
     check_terms,
     features_of,
+    plain,
 )
 from fedlearn.service.store import Features, normaliser
 from fedlearn.v1 import serve_pb2 as pb
@@ -55,7 +56,7 @@ class Answering:
             return self._memo.once(named(request), raw, lambda: self._part(request, model))
         except Refusal as refusal:
             self._audit.add("refuse", request=request.request_id[:64], status=refusal.status)
-            raise
+            raise plain(refusal) from None
 
     def _check(self, request: pb.PartRequest, *, counted: bool = True) -> None:
         if request.protocol != PROTOCOL:

@@ -66,6 +66,11 @@ class Refusal(Exception):
         self.status = status
 
 
+def plain(refusal: Refusal) -> Refusal:
+    """With the status's own sentence: for the other party, whom a count or a column's name is no business of."""
+    return Refusal(refusal.status, STATUSES[refusal.status][2])
+
+
 def check_terms(contract: Contract, request: Any) -> None:
     """Whether the contract allows this purpose today, under a consent that lasts. Raises Refusal."""
     today = datetime.now(UTC).date()

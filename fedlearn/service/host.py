@@ -5,8 +5,8 @@ from __future__ import annotations
 import gc
 import threading
 import time
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 from fedlearn.contract import Contract, PartyFile, Service
@@ -60,7 +60,9 @@ def serve(party: PartyFile, stop: threading.Event) -> None:
         stack.callback(store.close)
         audit = AuditLog(service.audit, party.party, party.tls.key)
         stack.callback(audit.close)
-        looks: list[Callable[[], object]] = [lambda: _look_at(models)]
+        # Apart from the others, which a registry that is locked or a model that takes long to load may not hold up.
+        stack.enter_context(_watching([lambda: _look_at(models)]))
+        looks: list[Callable[[], object]] = []
         if role == "active":
             client = Client(str(service.peer), party.tls, party.party, contract.passive.name, "Parts", tracer)
             stack.callback(client.close)
@@ -74,8 +76,9 @@ def serve(party: PartyFile, stop: threading.Event) -> None:
         stream, call = METHODS[role]
         callers = tuple(service.callers) if role == "active" else (contract.active.name,)
         server = Server(
-            service.listen, party.tls, party.party, stream, answer, service.workers, callers, tracer, call=call
-        )
+            service.listen, party.tls, party.party, stream, answer, service.workers, callers, tracer, call=call,
+            turned_away=lambda: metrics.count('requests_total{status="too-many"}'),
+        )  # fmt: skip
         looks.append(server.renew)
         web = None
         if service.http is not None:
@@ -167,6 +170,19 @@ def _watch(looks: Sequence[Callable[[], object]], stop: threading.Event) -> None
         return
 
 
+@contextmanager
+def _watching(looks: Sequence[Callable[[], object]]) -> Iterator[None]:
+    """:func:`_watch` in a thread of its own."""
+    over = threading.Event()
+    thread = threading.Thread(target=_watch, args=(looks, over), name="watch", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join(_GRACE)
+
+
 def _looked(look: Callable[[], object]) -> str:
     """What went wrong; empty when nothing did."""
     try:
@@ -181,6 +197,8 @@ def _looked(look: Callable[[], object]) -> str:
 def _first_look(models: Models, name: str | None) -> None:
     """Load what is promoted. A damaged model that others can do without does not keep the service from starting.
 
+    The looks that follow say which it is.
+
     Args:
         models: of this side.
         name: on the active side, the model that is served.
@@ -190,10 +208,9 @@ def _first_look(models: Models, name: str | None) -> None:
     """
     try:
         models.refresh()
-    except Exception as error:
+    except Exception:
         if not models.served or (name is not None and models.in_state(name, "champion") is None):
             raise
-        log("not-reloaded", message=str(error))
 
 
 def _look_at(models: Models) -> None:

@@ -20,7 +20,7 @@ import threading
 import time
 from collections.abc import Callable, Collection, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from queue import SimpleQueue
@@ -54,7 +54,8 @@ _WAITING = 256  # requests that may wait for their turn; more are refused at onc
 _STREAMS = 256  # a client keeps at most so many; a server takes twice as many, since those of an old certificate linger
 _STATUS = "fedlearn-status"
 _AWAY = "the server cannot be reached"
-_SAN, _PEM = "x509_subject_alternative_name", "x509_pem_cert"
+_SAN, _CHAIN = "x509_subject_alternative_name", ("x509_pem_cert", "x509_pem_cert_chain")
+_ANEW = 5.0  # seconds at least between two new connections to a server that refuses the certificate of the last
 _KNOWN = 1000  # certificates that are remembered as valid
 _OPTIONS: list[tuple[str, Any]] = [
     ("grpc.max_send_message_length", 16 * MOST_BYTES),
@@ -80,7 +81,7 @@ class Server:
 
     def __init__(
         self, address: str, tls: Tls, me: str, stream: str, answer: Answer, workers: int, callers: Collection[str],
-        tracer: Tracer = OFF, *, call: str = "",
+        tracer: Tracer = OFF, *, call: str = "", turned_away: Callable[[], object] = lambda: None,
     ) -> None:  # fmt: skip
         """Bind ``address``; :meth:`start` serves ``/fedlearn.v1.Serving/<stream>``, and ``<call>`` if there is one.
 
@@ -94,6 +95,7 @@ class Server:
             callers: the names that may ask anything but for health.
             tracer: of the spans of requests.
             call: method of single calls with the same requests.
+            turned_away: called for each request that is refused because too many wait.
 
         Raises:
             BadConfig: the address cannot be bound.
@@ -102,7 +104,7 @@ class Server:
         self._answer, self.serving, self._tls, self._me = answer, False, tls, me
         self._stamp, self._callers, self._tracer = stamp(tls), callers, tracer
         self._seen = self._stamp
-        self.turns, self._streams, self._trust = _Turns(workers), _Streams(), _Trust(tls.authority)
+        self.turns, self._streams, self._trust = _Turns(workers, turned_away), _Streams(), _Trust(tls.authority)
         self._reflection = reflection.ReflectionServicer((SERVICE, _HEALTH, *_REFLECTION))
         self._reflecting, self._checking = threading.BoundedSemaphore(1), threading.BoundedSemaphore(_CHECKS)
         methods = {stream: grpc.stream_stream_rpc_method_handler(self._converse)}
@@ -157,10 +159,12 @@ class Server:
             OwnMistake: as :func:`fedlearn.keys.check_own`; what was trusted before is trusted until it is mended.
         """
         now = stamp(self._tls)
-        if now != self._seen:
-            check_own(self._tls, self._me)
-            self._trust, self._seen = _Trust(self._tls.authority), now
-        self._streams.end(lambda certificate: not self._trust.admits(certificate))
+        try:
+            if now != self._seen:
+                check_own(self._tls, self._me)
+                self._trust, self._seen = _Trust(self._tls.authority), now
+        finally:
+            self._streams.end(lambda chain: not self._trust.admits(chain))
 
     def _configuration(self) -> Any:
         check_own(self._tls, self._me)
@@ -174,6 +178,7 @@ class Server:
             return None
         try:
             found = self._configuration()
+            self._trust = _Trust(self._tls.authority)  # whom TLS lets in from now on may also ask
         except (FedlearnError, OSError) as error:
             log("certificate-unusable", message=str(error))
             return None
@@ -183,8 +188,9 @@ class Server:
 
     def _handle(self, raws: Iterator[bytes], context: grpc.ServicerContext) -> bytes:
         """A single call. For gRPC it is a stream of one message: it would wait for a single one before it asked us."""
-        caller = self._admitted(context)
+        self._admitted(context)
         raw = _only(raws, context)
+        caller = self._admitted(context)  # the message may have come long after the call
         parent = next((str(value) for name, value in context.invocation_metadata() if name == HEADER), "")
         try:
             with self.turns, self._tracer.span("request", parent):
@@ -199,7 +205,7 @@ class Server:
         if caller not in self._callers:
             log("refused", caller=caller[:63], status="not-a-caller")
             _abort(context, Refusal("not-a-caller", "nobody of this name may ask"))
-        if not self._trust.admits(_certificate(context)):
+        if not self._trust.admits(_chain(context)):
             log("refused", caller=caller[:63], status="not-a-caller")
             said = "the certificate of this connection has expired, or its authority is not trusted any more"
             _abort(context, Refusal("not-a-caller", f"{said}: connect anew"))
@@ -209,7 +215,7 @@ class Server:
         """The requests of one stream. It holds a thread for as long as it is open: hence the bound."""
         caller = self._admitted(context)
         try:
-            self._streams.open(context, caller, _certificate(context))
+            self._streams.open(context, caller, _chain(context))
         except Refusal as refusal:
             log("refused", caller=caller[:63], status=refusal.status)
             _abort(context, refusal)
@@ -266,10 +272,10 @@ def _caller(context: grpc.ServicerContext) -> str:
     return names[0] if len(names) == 1 else ""
 
 
-def _certificate(context: grpc.ServicerContext) -> bytes:
-    """The caller's, PEM, as TLS accepted it when the connection began."""
+def _chain(context: grpc.ServicerContext) -> bytes:
+    """The caller's certificate and those above it, PEM, as TLS accepted them when the connection began."""
     verified: Any = context.auth_context()
-    return b"".join(verified.get(_PEM, []))
+    return b"\n".join(part for name in _CHAIN for part in verified.get(name, []))
 
 
 def _only(raws: Iterator[bytes], context: grpc.ServicerContext) -> bytes:
@@ -300,14 +306,16 @@ def _abort(context: grpc.ServicerContext, refusal: Refusal) -> None:
 class _Turns:
     """So many requests at work at once; entered by each, and left. Raises Refusal when too many wait already."""
 
-    def __init__(self, workers: int) -> None:
+    def __init__(self, workers: int, turned_away: Callable[[], object]) -> None:
         self._free, self._lock, self._waiting = threading.Semaphore(workers), threading.Lock(), 0
+        self._turned_away = turned_away
 
     def __enter__(self) -> None:
         if self._free.acquire(blocking=False):
             return
         with self._lock:
             if self._waiting >= _WAITING:
+                self._turned_away()
                 raise Refusal("too-many", f"{_WAITING} requests wait already")
             self._waiting += 1
         self._free.acquire()
@@ -324,15 +332,15 @@ class _Trust:
     def __init__(self, authority: Path) -> None:
         self._authorities, self._until = authorities(authority), dict[bytes, float]()
 
-    def admits(self, certificate: bytes) -> bool:
-        """Whether a certificate (PEM) is still valid, and signed by an authority that is trusted."""
-        until = self._until.get(certificate)
+    def admits(self, chain: bytes) -> bool:
+        """Whether a certificate (PEM, with those above it) is still valid and leads to an authority that is trusted."""
+        until = self._until.get(chain)
         if until is None:
-            found = valid_until(certificate, self._authorities)
+            found = valid_until(chain, self._authorities)
             until = 0.0 if found is None else found.timestamp()
             if len(self._until) >= _KNOWN:
                 self._until.clear()
-            self._until[certificate] = until
+            self._until[chain] = until
         return time.time() < until
 
 
@@ -341,7 +349,7 @@ class _Open:
     """A stream: whose it is, whether a request of it is at work, and whether it is to end after that."""
 
     caller: str
-    certificate: bytes
+    chain: bytes
     at_work: bool = False
     ended: bool = False
 
@@ -352,12 +360,12 @@ class _Streams:
     def __init__(self) -> None:
         self._lock, self._open, self._closed = threading.Lock(), dict[grpc.ServicerContext, _Open](), False
 
-    def open(self, context: grpc.ServicerContext, caller: str, certificate: bytes) -> None:
+    def open(self, context: grpc.ServicerContext, caller: str, chain: bytes) -> None:
         """Enter a stream. Raises Refusal when the caller has too many."""
         with self._lock:
             if sum(stream.caller == caller for stream in self._open.values()) >= 2 * _STREAMS:
                 raise Refusal("too-many", f"more than {2 * _STREAMS} streams of one caller")
-            self._open[context] = _Open(caller, certificate, ended=self._closed)
+            self._open[context] = _Open(caller, chain, ended=self._closed)
 
     def set_at_work(self, context: grpc.ServicerContext, at_work: bool) -> bool:
         """Enter whether a request of a stream is at work; returns whether the stream is to go on."""
@@ -380,7 +388,7 @@ class _Streams:
     def end(self, which: Callable[[bytes], bool]) -> None:
         """End the streams of some certificates: those at work after their answer, the others now."""
         with self._lock:
-            found = [(context, stream) for context, stream in self._open.items() if which(stream.certificate)]
+            found = [(context, stream) for context, stream in self._open.items() if which(stream.chain)]
             for _, stream in found:
                 stream.ended = True
             idle = [context for context, stream in found if not stream.at_work]
@@ -501,28 +509,43 @@ class Client:
         self._channel: Any = None
         self._tracer = tracer
         self._stamp: tuple[int, ...] = ()
+        self._renewing, self._renewed = threading.Lock(), 0.0
         self._idle: list[Stream] = []  # the last that was used is the first to be used again
         self._turns = threading.Semaphore(_STREAMS)
         self.renew()
         self._watch = _Watch()
 
     def renew(self) -> None:
-        """Connect anew if the certificates on disk have changed; requests under way keep the connection they have."""
-        now = stamp(self._tls)
-        if now == self._stamp:
+        """Connect anew if the certificates on disk have changed; requests under way keep the connection they have.
+
+        Raises:
+            OwnMistake: as :func:`fedlearn.keys.check_own`; the connection stays.
+        """
+        with self._renewing:
+            now = stamp(self._tls)
+            if now == self._stamp:
+                return
+            check_own(self._tls, self._me)
+            tls = self._tls
+            credentials = grpc.ssl_channel_credentials(
+                tls.authority.read_bytes(), tls.key.read_bytes(), tls.certificate.read_bytes()
+            )
+            options = [*_CLIENT_OPTIONS, ("grpc.ssl_target_name_override", self._peer)]
+            old, self._channel = self._channel, grpc.secure_channel(self._address, credentials, options=options)
+            self._stamp, self._renewed = now, time.monotonic()
+            if old is not None:
+                closing = threading.Timer(_LINGER, old.close)
+                closing.daemon = True
+                closing.start()
+
+    def _turned_away(self) -> None:
+        """The server takes no requests under the certificate that the connection began with: connect anew."""
+        if time.monotonic() - self._renewed < _ANEW:
             return
-        check_own(self._tls, self._me)
-        tls = self._tls
-        credentials = grpc.ssl_channel_credentials(
-            tls.authority.read_bytes(), tls.key.read_bytes(), tls.certificate.read_bytes()
-        )
-        options = [*_CLIENT_OPTIONS, ("grpc.ssl_target_name_override", self._peer)]
-        old, self._channel = self._channel, grpc.secure_channel(self._address, credentials, options=options)
-        self._stamp = now
-        if old is not None:
-            closing = threading.Timer(_LINGER, old.close)
-            closing.daemon = True
-            closing.start()
+        self._stamp, self._renewed = (), time.monotonic()
+        log("refused-by-server", server=self._peer)
+        with suppress(FedlearnError, OSError):  # which the next look says
+            self.renew()
 
     def ask(self, raw: bytes, seconds: float) -> bytes:
         """The answer to one request. Raises Refusal: with the server's status, or ``peer-unavailable``."""
@@ -532,9 +555,11 @@ class Client:
             try:
                 stream.put(raw, self._tracer.traceparent())
                 return stream.take()
-            except Refusal:
+            except Refusal as refusal:
                 if stream.late:
                     raise Refusal("peer-unavailable", late) from None
+                if refusal.status == "not-a-caller":
+                    self._turned_away()
                 raise
             finally:
                 self._watch.end(stream)

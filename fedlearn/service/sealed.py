@@ -27,7 +27,7 @@ from fedlearn.models.share import ActiveShare, PassiveShare, replace_file
 from fedlearn.protocols import serve_sealed as protocol
 from fedlearn.protocols.serve_sealed import Agreed, Told
 from fedlearn.service.answering import Answering, named
-from fedlearn.service.common import MOST_BYTES, Model, Refusal, features_of
+from fedlearn.service.common import MOST_BYTES, Model, Refusal, features_of, plain
 from fedlearn.service.deciding import Deciding
 from fedlearn.service.scorer import Linear, Outcome, Part, TreesActive, TreesPassive, passive_scorer
 from fedlearn.service.store import Row
@@ -220,7 +220,7 @@ class SealedAnswering(Answering):
             return reply
         except Refusal as refusal:
             self._audit.add("refuse", request=request.request_id[:64], status=refusal.status)
-            raise
+            raise plain(refusal) from None
 
     def _first(self, message: sealed_pb.SealedAsk, half: SealedHalf) -> bytes:
         request = message.asked

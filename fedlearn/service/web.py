@@ -50,11 +50,13 @@ class _Server(ThreadingHTTPServer):
 
     def __init__(self, address: str, handler: type[BaseHTTPRequestHandler], tls: ssl.SSLContext | None) -> None:
         host, _, port = address.rpartition(":")
+        host = host.strip("[]")
+        self.address_family = socket.AF_INET6 if ":" in host else socket.AF_INET
         self.tls, self.closing = tls, False  # tls is of new connections
         self._free = threading.BoundedSemaphore(_MOST_CONNECTIONS)
         self._changed, self._count = threading.Condition(), 0
         try:
-            super().__init__((host.strip("[]"), int(port)), handler)
+            super().__init__((host, int(port)), handler)
         except OSError as error:
             raise BadConfig(f"cannot listen at {address}: {error.strerror}") from None
 
@@ -317,9 +319,10 @@ def scoring(
 
         def _caller(self) -> str:
             certificate = x509.load_der_x509_certificate(self.connection.getpeercert(binary_form=True) or b"")
-            if datetime.now(UTC) > certificate.not_valid_after_utc:  # TLS looked when the connection began
-                raise Refusal("not-a-caller", "the certificate of this connection has expired: connect anew")
             names = party_names(certificate)
+            if datetime.now(UTC) > certificate.not_valid_after_utc:  # TLS looked when the connection began
+                log("refused", caller=names[0][:63] if names else "", status="not-a-caller")
+                raise Refusal("not-a-caller", "the certificate of this connection has expired: connect anew")
             return names[0] if len(names) == 1 else ""
 
     return Handler
