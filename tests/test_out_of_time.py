@@ -19,7 +19,7 @@ from fedlearn import jobs
 from fedlearn.cli.main import run as command_line
 from fedlearn.contract import Kind, load_contract, load_party
 from fedlearn.data import make_table, periods
-from fedlearn.errors import BadConfig, ColumnMissing
+from fedlearn.errors import BadConfig, ColumnMissing, WrongModel
 from fedlearn.models import share as shares
 from fedlearn.report import page
 from tests.parties import Pair, make_keys, make_pair, write_csv
@@ -131,7 +131,9 @@ def test_a_regression_does_not_depend_on_them_either(tmp_path: Path, keyring: Pa
 
 
 @pytest.mark.parametrize("kind", ["trees", "regression"])
-def test_nor_does_the_model_of_own_features_alone(tmp_path: Path, keyring: Path, kind: str) -> None:
+def test_nor_does_the_model_of_own_features_alone(
+    tmp_path: Path, keyring: Path, kind: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     """The fallback of online scoring; what it is held against is held out from it, too."""
     pair = make_pair(tmp_path, keyring, change=dated if kind == "trees" else regress)
     shares = []
@@ -147,6 +149,8 @@ def test_nor_does_the_model_of_own_features_alone(tmp_path: Path, keyring: Path,
                 row["outcome"] = {"good": "bad", "bad": "good"}[row["outcome"]]
         write_csv(tmp_path / "bank" / "table.csv", pair.rows["bank"])
     assert shares[0] == shares[1]
+    assert command_line(["explain", str(out), "--party", file]) == WrongModel.exit_code
+    assert "is not one of both parties" in capsys.readouterr().err
 
 
 def test_sealed_regression_has_no_rows_out_of_time(tmp_path: Path, keyring: Path) -> None:

@@ -106,6 +106,8 @@ def load(folder: Path, contract: Contract, party: str) -> Run:
         raise WrongModel(f"{folder / 'run.json'} is damaged: not JSON") from None
     if not isinstance(facts, dict) or facts.get("party") != party:
         raise WrongModel(f"the run in {folder} is not of party {party!r}")
+    if "contract_hash" not in facts:  # train-alone
+        raise WrongModel(f"the run in {folder} is not one of both parties; its run.json has all there is to tell")
     if facts.get("contract_hash") != contract.hash().hex():
         raise WrongModel(f"the run in {folder} was under another contract than {contract.name!r}")
     found = {name: _numbers(folder / f"{name}.csv") for name in _SAMPLES if (folder / f"{name}.csv").exists()}
