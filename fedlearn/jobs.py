@@ -52,6 +52,7 @@ from fedlearn.protocols import (
     kmeans,
     matvec,
     regression,
+    replay,
     screen,
     statistics,
 )
@@ -303,6 +304,11 @@ def _earlier_share(folder: Path, contract: Contract, party: str, role: str) -> s
             )
         if share.passive_splits != len(share.forest.passive_splits):
             raise WrongModel(f"the share in {folder} is damaged: it does not use every split of the pair")
+        deepest = int(replay.depths(share.forest).max())
+        if deepest > contract.boost.depth:  # the passive side lets a row choose once a level, by the contract
+            raise WrongModel(
+                f"the trees of the model in {folder} have depth {deepest}, the contract allows {contract.boost.depth}"
+            )
     return share
 
 

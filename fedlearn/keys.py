@@ -204,8 +204,9 @@ def valid_until(chain: bytes, signers: list[x509.Certificate]) -> datetime | Non
         return None
     until = found.not_valid_after_utc
     for _ in range(1 + len(between)):
-        if (signer := _issuer_of(found, signers)) is not None:
-            return min(until, signer.not_valid_after_utc)
+        ends = [signer.not_valid_after_utc for signer in signers if _issuer_of(found, [signer]) is not None]
+        if ends:  # several, where an authority was renewed for the same key
+            return min(until, max(ends))
         if (above := _issuer_of(found, between)) is None:
             return None
         found, until = above, min(until, above.not_valid_after_utc)

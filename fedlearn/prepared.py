@@ -39,7 +39,7 @@ from fedlearn.contract import Contract, Queries
 from fedlearn.crypto import dh_oprf, oprf, ristretto
 from fedlearn.crypto.draws import Draws
 from fedlearn.errors import CannotWrite, NotPrepared, NullIds, OverBudget
-from fedlearn.models.share import replace_file
+from fedlearn.models.share import replace_file, sync_folder
 from fedlearn.protocols.align_cached import HASH_BYTES, Kept, Prepared, Shelf, Values, version_of
 
 Digests = NDArray[np.bytes_]  # dtype S16, or for K keys S(16·K)
@@ -106,6 +106,7 @@ def prepare(folder: Path, ids: Any, contract: Contract, progress: Callable[[int,
         CannotWrite: another preparation is at work there.
     """
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    sync_folder(folder.parent)
     with _locked(folder / "prepare.lock", wait=False):
         if _counts(contract):
             _renew(folder, contract)

@@ -404,13 +404,16 @@ def test_a_service_starts_beside_damage_that_others_can_do_without(models: Any) 
 
 
 def test_a_registry_that_is_locked_holds_up_no_certificate(stage: Stage, desk: Desk, monkeypatch: Any) -> None:
-    free = threading.Event()
+    free, entered = threading.Event(), threading.Event()
     with stage.running():
-        monkeypatch.setattr(Models, "refresh", lambda _: free.wait(30))
-        time.sleep(1.0)  # the models' look is under way
-        stage.change_authority()
-        wait_for(lambda: stage.served("new"), 8)
-        free.set()
+        monkeypatch.setattr(Models, "refresh", lambda _: (entered.set(), free.wait(30)))
+        try:
+            assert entered.wait(20)
+            stage.change_authority()
+            wait_for(lambda: stage.served("new"), 20)
+            assert not free.is_set()
+        finally:
+            free.set()
 
 
 def test_what_goes_wrong_is_logged_once(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
@@ -562,11 +565,19 @@ def test_slow_callers_do_not_hold_the_connections(stage: Stage, narrow: None, pa
         made.close()
 
 
-def test_addresses_of_either_family() -> None:
-    for address in (f"127.0.0.1:{free_port()}", f"[::1]:{free_port()}"):
-        made = Web(address, status_page(lambda: True, lambda: ""))
+@pytest.mark.parametrize(("family", "host"), [(socket.AF_INET, "127.0.0.1"), (socket.AF_INET6, "::1")])
+def test_addresses_of_either_family(family: int, host: str) -> None:
+    try:
+        with socket.socket(family) as free:
+            free.bind((host, 0))
+            address = f"[{host}]:{free.getsockname()[1]}" if ":" in host else f"{host}:{free.getsockname()[1]}"
+    except OSError:
+        pytest.skip("this machine has no IPv6")
+    made = Web(address, status_page(lambda: True, lambda: ""))
+    try:
         with urllib.request.urlopen(f"http://{address}/healthz", timeout=5) as reply:
             assert reply.status == 200
+    finally:
         made.close()
 
 

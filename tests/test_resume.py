@@ -34,7 +34,7 @@ from fedlearn.models.checkpoint import Checkpoint
 from fedlearn.models.forest import Forest, Growth
 from fedlearn.protocols import boost
 from fedlearn.protocols.align import Alignment
-from fedlearn.protocols.resume import Meter, Point, Spent
+from fedlearn.protocols.resume import Meter, Point, Spent, Start
 from fedlearn.v1 import boost_pb2 as pb
 from fedlearn.v1 import matvec_pb2
 from tests.boosting import Case, meet, mixed, numbers, spoiling
@@ -561,6 +561,66 @@ def test_the_passive_side_checks_a_replay(name: str) -> None:
     assert isinstance(caught.value, error) or str(error.exit_code) in str(caught.value)
 
 
+def first_bin(peer: Any, feature: int) -> bytes:
+    """A mask by which the first bin goes left."""
+    return b"\1".ljust(-(-int(peer.features.sizes[feature]) // 8), b"\0")
+
+
+@pytest.mark.parametrize("routing", ["oblivious", "shared"])
+@pytest.mark.parametrize("of", ["earlier splits", "new splits", "new splits after none earlier"])
+def test_every_row_at_every_split_is_more_than_paths(routing: str, of: str) -> None:
+    """A rogue asks for the sides of all rows, split by split, as `bits` routing would tell them."""
+    made = case(routing=routing, depth=4, min_child_weight=0.1, trees=2)
+    half, contract, rows = train(made, made.contract()), made.contract(trees=3), made.table.rows
+    splits = len(half[1].feature)
+    assert splits > 2 * 4  # two trees have more passive splits than a row's two paths have levels
+    warm_start = of != "new splits after none earlier"
+    start = Start(2) if warm_start else Start()
+    most = 2 * 4 if of == "earlier splits" else boost.most_transfers(contract, 1, start.round)
+
+    def rogue(channel: Any) -> None:
+        channel.open(boost.TABLES[routing], "active")
+        if warm_start:
+            channel.send(pb.BoostEarlier(rounds=2, splits=splits))
+        peer = boost._open_peer(channel, contract, made.active, start, splits if warm_start else 0)
+        for n in range(most + 1):
+            if of == "earlier splits":
+                channel.send(pb.BoostReplay(splits=[n], trees=[1]))
+            else:
+                channel.send(pb.BoostSplits(feature=[0], left=[first_bin(peer, 0)], trees=[1]))
+            if routing == "shared":
+                channel.send(pb.BoostNodes(rows=[boost._bitmap(np.arange(rows), rows)]))
+                channel.receive(pb.BoostSides)
+            else:
+                peer.receiver.allowed = 10**9
+                peer.receiver.choose_all([(np.zeros(rows, np.uint8), 1)], blank=True)
+        raise AssertionError("all of it was told")
+
+    def served(channel: Any) -> Any:
+        earlier = (half[1].feature, half[1].masks) if warm_start else None
+        return boost.train_passive(channel, contract, made.passive, Draws(KEY), earlier=earlier)
+
+    with pytest.raises(BeyondContract, match=r"sides of rows where paths through the trees leave 0") as caught:
+        meet(rogue, served, contract)
+    assert caught.value.exit_code == BeyondContract.exit_code
+
+
+def test_a_row_is_in_one_node_of_a_level() -> None:
+    made = case(routing="shared")
+    contract, rows = made.contract(), made.table.rows
+
+    def rogue(channel: Any) -> None:
+        channel.open(boost.TABLES["shared"], "active")
+        peer = boost._open_peer(channel, contract, made.active)
+        channel.send(pb.BoostSplits(feature=[0, 1], left=[first_bin(peer, f) for f in (0, 1)], trees=[2]))
+        one, other = (boost._bitmap(np.arange(*ends), rows) for ends in ((0, 20), (19, 30)))
+        channel.send(pb.BoostNodes(rows=[one, other]))
+        channel.receive(pb.BoostSides)
+
+    with pytest.raises(Malformed, match="a row in two nodes"):
+        meet(rogue, lambda channel: boost.train_passive(channel, contract, made.passive, Draws(KEY)), contract)
+
+
 def test_a_replay_needs_an_earlier_model() -> None:
     made = case()
 
@@ -694,6 +754,13 @@ def test_more_trees_for_new_customers(tmp_path: Path, keyring: Path, capsys: pyt
     assert new["binning"] == old["binning"]
     scored = {party: ended.result for party, ended in pair.run("predict", "--model", "more").items()}
     assert scored["bank"]["rows_scored"] == 300
+
+    pair.contract["boost"] |= {"trees": 20, "depth": 2}
+    pair.write()
+    deep = pair.arguments("bank", "train", "--from", str(pair.folder / "bank" / "more"), "--out", "x")
+    assert command_line(deep) == WrongModel.exit_code
+    assert "have depth 3, the contract allows 2" in capsys.readouterr().err
+    pair.contract["boost"] |= {"depth": 3}
 
     for change, error, words in (
         ({"trees": 20, "bins": 9}, WrongModel, "was trained with another bins than"),

@@ -369,7 +369,7 @@ def test_streams_of_a_former_authority_end(certificates: Certificates, tmp_path:
             assert not became
             free.set()
         assert became == ["answered"]
-        wait_for(lambda: not client._idle[0].open, 20)
+        wait_for(lambda: not any(stream.open for stream in client._idle), 20)
         assert refused(lambda: client.ask(b"row", 5)) == "not-a-caller"
         done = SimpleQueue[bool]()
         client.call("Score", b"row", 5, done.put)
@@ -380,28 +380,29 @@ def test_streams_of_a_former_authority_end(certificates: Certificates, tmp_path:
         early.put(None)
 
 
-def test_a_certificate_that_expires_ends_its_streams(stage: Stage, certificates: Certificates) -> None:
-    server, client = stage.server(), stage.client()
-    stream = client.stream()
-    stream.put(b"row")
-    stream.take()
-    server.renew()
-    assert stream.open
-    (certificate,) = server._trust._until
-    server._trust._until[certificate] = time.time() - 1
-    assert refused(lambda: client.ask(b"row", 5)) == "not-a-caller"
-    tls = certificates["platform"]
-    server._seen, good = (), tls.authority.read_bytes()
-    tls.authority.write_bytes(b"no certificate")  # which the service's own trouble does not put off
-    with pytest.raises(BadCertificate):
+def test_a_certificate_that_expires_ends_its_streams(certificates: Certificates, tmp_path: Path) -> None:
+    tls = moved(certificates["platform"], tmp_path)
+    with ExitStack() as stack:
+        stage = Stage({**certificates, "platform": tls}, stack)
+        server, client = stage.server(), stage.client()
+        stream = client.stream()
+        stream.put(b"row")
+        stream.take()
         server.renew()
-    tls.authority.write_bytes(good)
-    assert refused(stream.take) == "peer-unavailable"
+        assert stream.open
+        (certificate,) = server._trust._until
+        server._trust._until[certificate] = time.time() - 1
+        assert refused(lambda: client.ask(b"row", 5)) == "not-a-caller"
+        tls.authority.write_bytes(b"no certificate")  # which the service's own trouble does not put off
+        with pytest.raises(BadCertificate):
+            server.renew()
+        assert refused(stream.take) == "peer-unavailable"
 
 
 def test_a_client_that_is_refused_connects_anew(
     stage: Stage, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    monkeypatch.setattr(rpc, "_ANEW", 1000.0)
     server, client = stage.server(), stage.client()
     assert client.ask(b"row", 5) == b"row"
     first = client._channel

@@ -42,7 +42,7 @@ from __future__ import annotations
 
 import hashlib
 import hmac
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from itertools import pairwise
@@ -341,10 +341,9 @@ def train_passive(
         channel.send(disguise.announce(contract))
         agreed = terms(contract, start)
         holder = matvec.open_holder(channel, matrix, agreed)
-        sender = None
-        if boost.routing == "oblivious":
-            most = most_transfers(contract, samples, start.round) + samples * len(replayed.earlier)
-            sender = transfer.open_sender(channel, most)
+        own = _Allowance(channel, most_transfers(contract, samples, start.round))
+        before = _Allowance(channel, most_replayed(contract, samples, start.round) if replayed.earlier else 0)
+        sender = transfer.open_sender(channel, own.left + before.left) if boost.routing == "oblivious" else None
     kl_vector = matvec.Shape.of(matrix).plan(agreed).kl_vector if agreed.backend == "lwe" else 0.0
     left, last = (most_spent(contract, samples, done) for done in (start.round, boost.rounds - 1))
     meter = Meter(start.spent, left, last, kl_vector, checkpoint)
@@ -361,10 +360,10 @@ def train_passive(
                 elif isinstance(message, pb.BoostSplits):
                     splits = disguise.check(channel, message, contract, left.splits - meter.used.splits)
                     asked.extend(splits)
-                    meter.add(Spent(splits=len(splits), transfers=_transfers(message, samples) if sender else 0))
-                    disguise.serve(channel, splits, list(message.trees), sender)
+                    meter.add(Spent(splits=len(splits), transfers=_transfers(message.trees, samples) if sender else 0))
+                    disguise.serve(channel, splits, list(message.trees), sender, own)
                 elif isinstance(message, pb.BoostReplay):
-                    disguise.serve(channel, replayed.check(message), list(message.trees), sender)
+                    disguise.serve(channel, replayed.check(message), list(message.trees), sender, before)
                 elif isinstance(message, pb.BoostRoundDone):
                     done = _round_done(channel, message, boost, done)
                     if answered:
@@ -399,9 +398,9 @@ def _start_passive(
     return Start(), [], replay.Served(channel, [])
 
 
-def _transfers(message: pb.BoostSplits, rows: int) -> int:
-    """Rows that choose after a message, each once for every call."""
-    return rows * sum(-(-count // _OPTIONS) for count in message.trees)
+def _transfers(trees: Sequence[int], rows: int) -> int:
+    """Rows that choose after a message with so many splits in each tree, each once for every call."""
+    return rows * sum(-(-count // _OPTIONS) for count in trees)
 
 
 def exchange_saved(channel: Channel) -> None:
@@ -467,11 +466,17 @@ def most_splits(contract: Contract, done: int = 0) -> int:
 
 
 def most_transfers(contract: Contract, rows: int, done: int = 0) -> int:
-    """How many rows may be routed obliviously: every row once per level of every tree (or per split by leaf)."""
+    """How many rows may be routed, but by bits: every row once per level of every tree (or per split by leaf)."""
     boost = contract.boost
     steps = min((1 << boost.depth) - 1, boost.max_leaves - 1) if boost.growth == "leaf" else boost.depth
     batches = -(-(1 << (boost.depth - 1)) // _OPTIONS) if boost.growth == "level" else 1
     return most_trees(contract, done) * steps * batches * rows
+
+
+def most_replayed(contract: Contract, rows: int, done: int) -> int:
+    """How many rows may be routed through an earlier model of so many rounds: once per level of every tree of it."""
+    batches = -(-(1 << (contract.boost.depth - 1)) // _OPTIONS)
+    return (most_trees(contract) - most_trees(contract, done)) * contract.boost.depth * batches * rows
 
 
 #: Splits of one tree and level that one oblivious transfer chooses from; with the blank one 256 options.
@@ -739,7 +744,8 @@ def _open_peer(
     querier = matvec.open_querier(channel, matvec.Shape.indicator(sizes, data.universe), agreed)
     receiver = None
     if boost.routing == "oblivious":
-        most = most_transfers(contract, data.universe, start.round) + data.universe * earlier
+        most = most_transfers(contract, data.universe, start.round)
+        most += most_replayed(contract, data.universe, start.round) if earlier else 0
         receiver = transfer.open_receiver(channel, most)
     noise = agreed.noise.deviation if agreed.noise else 0.0
     return Peer(channel, contract, querier, receiver, features, names, data.position, data.universe, noise)
@@ -817,6 +823,22 @@ def _check_labels(rows: Rows, contract: Contract) -> None:
 
 
 # --- passive -----------------------------------------------------------------------------------------
+
+
+@dataclass
+class _Allowance:
+    """How many rows' sides the active side may still take, but by ``bits``: that tells every row's anyway."""
+
+    channel: Channel
+    left: int
+
+    def take(self, rows: int) -> None:
+        """Count them. Raises BeyondContract when they are too many: a row is on one path in each tree."""
+        if rows > self.left:
+            raise self.channel.misbehaved(
+                BeyondContract, f"asked for {rows} sides of rows where paths through the trees leave {self.left}"
+            )
+        self.left -= rows
 
 
 @dataclass(frozen=True)
@@ -899,19 +921,26 @@ class _Disguise:
         return splits
 
     def serve(
-        self, channel: Channel, splits: list[tuple[int, U8]], trees: list[int], sender: transfer.Sender | None
+        self,
+        channel: Channel,
+        splits: list[tuple[int, U8]],
+        trees: list[int],
+        sender: transfer.Sender | None,
+        allowance: _Allowance,
     ) -> None:
-        """Step 4: let the active side have the sides, in the contract's way."""
+        """Step 4: let the active side have the sides, in the contract's way. ``trees``: how many splits of each."""
         sides = self._sides(splits)
         samples = self.bins.shape[1]
         if sender is not None:
+            allowance.take(_transfers(trees, samples))
             first = 0
             for count in trees:
                 for batch in range(first, first + count, _OPTIONS):
                     sender.serve(sides[batch : min(batch + _OPTIONS, first + count)], samples, blank=True)
                 first += count
         elif channel.table("boost") is TABLES["shared"]:
-            members = self._members(channel, len(splits))
+            members = self._members(channel, trees)
+            allowance.take(sum(map(len, members)))
             bits = [
                 np.packbits(_unpacked(row, samples)[rows], bitorder="little")
                 for row, rows in zip(sides, members, strict=True)
@@ -931,15 +960,24 @@ class _Disguise:
         spread(one, range(len(splits)))
         return out
 
-    def _members(self, channel: Channel, splits: int) -> list[I64]:
+    def _members(self, channel: Channel, trees: list[int]) -> list[I64]:
         nodes = channel.receive(pb.BoostNodes)
-        samples = self.bins.shape[1]
+        samples, splits = self.bins.shape[1], sum(trees)
         width = -(-samples // 8)
         if len(nodes.rows) != splits or any(len(row) != width for row in nodes.rows):
             raise channel.misbehaved(WrongLength, f"named the rows of {len(nodes.rows)} nodes where {splits} were due")
         if samples % 8 and any(row[-1] >> samples % 8 for row in nodes.rows):
             raise channel.misbehaved(WrongLength, f"named rows beyond the {samples} of the shared order")
-        return [np.flatnonzero(_unpacked(np.frombuffer(row, np.uint8), samples)) for row in nodes.rows]
+        packed = [np.frombuffer(row, np.uint8) for row in nodes.rows]
+        first = 0
+        for count in trees:
+            seen = np.zeros(width, np.uint8)
+            for row in packed[first : first + count]:
+                if (seen & row).any():
+                    raise channel.misbehaved(Malformed, "named a row in two nodes of one level of a tree")
+                seen |= row
+            first += count
+        return [np.flatnonzero(_unpacked(row, samples)) for row in packed]
 
     def conceal(self, feature: int, mask: U8) -> tuple[int, U8]:
         """A split in the active side's terms, the inverse of :meth:`reveal`."""

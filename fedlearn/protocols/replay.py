@@ -64,7 +64,7 @@ def replay_active(router: Router, forest: Forest, bins: U8) -> NDArray[np.float6
     """
     rows = bins.shape[1]
     margins = np.repeat(forest.base[:, None], rows, axis=1)
-    depth = _depths(forest)
+    depth = depths(forest)
     group = max(1, _AT_ONCE // max(1, rows))
     with router.channel.phase("replay"):
         for first in range(0, forest.trees, group):
@@ -120,7 +120,7 @@ def _numbered(at: I64, nodes: int) -> I32:
     return number
 
 
-def _depths(forest: Forest) -> I64:
+def depths(forest: Forest) -> I64:
     """Depth of every node; children follow their parents."""
     depth = np.zeros(len(forest.left), np.int64)
     for at in np.flatnonzero(forest.left >= 0):

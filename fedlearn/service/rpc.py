@@ -540,9 +540,10 @@ class Client:
 
     def _turned_away(self) -> None:
         """The server takes no requests under the certificate that the connection began with: connect anew."""
-        if time.monotonic() - self._renewed < _ANEW:
-            return
-        self._stamp, self._renewed = (), time.monotonic()
+        with self._renewing:
+            if time.monotonic() - self._renewed < _ANEW:
+                return
+            self._stamp, self._renewed = (), time.monotonic()
         log("refused-by-server", server=self._peer)
         with suppress(FedlearnError, OSError):  # which the next look says
             self.renew()

@@ -23,7 +23,7 @@ from fedlearn.contract import Band, Contract, Service
 from fedlearn.errors import BadConfig
 from fedlearn.models.linear import LinearShare
 from fedlearn.models.scorecard import total
-from fedlearn.models.share import ActiveShare, PassiveShare, replace_file
+from fedlearn.models.share import ActiveShare, PassiveShare, replace_file, sync_folder
 from fedlearn.protocols import serve_sealed as protocol
 from fedlearn.protocols.serve_sealed import Agreed, Told
 from fedlearn.service.answering import Answering, named
@@ -206,8 +206,8 @@ class SealedAnswering(Answering):
             raise Refusal("not-a-caller", "only the other party of the contract may ask")
         message = _parsed(raw)
         request = message.asked
+        waiting = not message.weights and request.request_id in self._masks  # counted at its first step
         try:
-            waiting = not message.weights and request.request_id in self._masks  # counted at its first step
             self._check(request, counted=not waiting)
             half = self._model(request.model_id.hex()).scorer
             half.check(message)
@@ -219,6 +219,9 @@ class SealedAnswering(Answering):
             )  # fmt: skip
             return reply
         except Refusal as refusal:
+            if waiting:
+                with self._lock:
+                    self._masks.pop(request.request_id, None)  # a step that was counted once has one second step
             self._audit.add("refuse", request=request.request_id[:64], status=refusal.status)
             raise plain(refusal) from None
 
@@ -284,6 +287,7 @@ class Allowance:
 
     def _reserve(self, count: int) -> None:
         self._path.parent.mkdir(parents=True, exist_ok=True)
+        sync_folder(self._path.parent.parent)
         replace_file(self._path, str(count).encode())
         self._reserved = count
 
