@@ -26,11 +26,13 @@ from fedlearn.service.answering import Answering
 from fedlearn.service.audit import AuditLog
 from fedlearn.service.common import MOST_BYTES, STATUSES, Drift, Metrics, Models, Refusal
 from fedlearn.service.deciding import Deciding
-from fedlearn.service.host import _counted
+from fedlearn.service.host import _SCORERS, _counted
 from fedlearn.service.registry import open_registry
-from fedlearn.service.scorer import Outcome, active_scorer, passive_scorer
+from fedlearn.service.scorer import Outcome
+from fedlearn.service.sealed import SealedAnswering, SealedDeciding
 from fedlearn.service.store import open_store
 from fedlearn.v1 import serve_pb2 as pb
+from fedlearn.v1 import serve_sealed_pb2 as sealed_pb
 
 
 @pytest.fixture(scope="module")
@@ -55,6 +57,7 @@ class Stage:
     prepared: dict[str, Path]
     folder: Path
     stack: ExitStack
+    sealed: bool = False
 
     def side(self, party: str, peer: Any = None, contract: dict[str, Any] | None = None, **service: Any) -> Here:
         own = load_party(self.prepared[party])
@@ -64,16 +67,17 @@ class Stage:
         kept = Service.model_validate(own.service.model_dump() | service)
         features = dict(agreed.side(party).features)
         store = open_store(kept.store, agreed.align.key, features)
-        scorer = active_scorer if party == "active" else passive_scorer
+        scorer = _SCORERS[party, self.sealed]
         models = Models(registry, agreed, party, lambda share: scorer(share, list(features), agreed))
         models.refresh()
         audit = AuditLog(self.folder / f"{party}.jsonl", party, own.tls.key)
         self.stack.callback(audit.close)
         metrics = Metrics()
         if party == "active":
-            made: Any = Deciding(agreed, kept, models, store, audit, peer, metrics)
+            deciding = SealedDeciding if self.sealed else Deciding
+            made: Any = deciding(agreed, kept, models, store, audit, peer, metrics)
         else:
-            made = Answering(agreed, party, kept, models, store, audit)
+            made = (SealedAnswering if self.sealed else Answering)(agreed, party, kept, models, store, audit)
         return Here(_counted(made.answer, metrics), models, store)
 
 
@@ -185,6 +189,27 @@ def test_a_refusal_tells_the_other_party_no_more_than_its_name(stage: Stage) -> 
 def test_a_certificate_that_the_other_party_refuses_is_this_sides_matter(stage: Stage) -> None:
     active = stage.side("active", Odd(Refusal("not-a-caller", "connect anew")))
     assert status(lambda: active.answer("active", asked())) == "peer-unavailable"
+
+
+def test_a_refused_second_step_leaves_none(tmp_path: Path) -> None:
+    """It was let by the limits, since its first step was counted; so would be any number of them."""
+    setting = bench.Setting(trees=3, depth=2, mode="sealed", tells="band")
+    with ExitStack() as stack:
+        stage = Stage(bench._prepare(tmp_path, setting), tmp_path, stack, sealed=True)
+        passive, said = stage.side("passive", registry=tmp_path / "passive" / "registry"), list[str]()
+
+        class Between:
+            def ask(self, raw: bytes, seconds: float) -> bytes:
+                message = sealed_pb.SealedAsk.FromString(raw)
+                if message.table and message.asked.request_id == "request-2":
+                    message.table = message.table[:-1]
+                    said.append(status(lambda: passive.answer("active", message.SerializeToString())))
+                return passive.answer("active", raw)
+
+        active = stage.side("active", Between())
+        assert pb.ScoreReply.FromString(active.answer("active", asked(1))).band
+        assert status(lambda: active.answer("active", asked(2))) == "no-first-step"
+        assert said == ["malformed"]
 
 
 def test_limits_are_each_callers_own(stage: Stage) -> None:
