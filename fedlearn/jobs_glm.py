@@ -112,7 +112,7 @@ def settings_of(contract: Contract) -> Glm:
 def check_budget(contract: Contract, table: PartyTable) -> Summary:
     """What a fit would need at most, by the contract's columns. Raises OverBudget when it does not fit."""
     glm = settings_of(contract)
-    active, passive = (_most_columns(glm, contract.side(role)) for role in ("active", "passive"))
+    active, passive = (regression.most_columns(glm, contract.side(role)) for role in ("active", "passive"))
     if glm.disclosure == "none":
         return {
             "would_train": f"sealed logistic regression{' on weights of evidence' if glm.woe else ''}, "
@@ -129,10 +129,6 @@ def check_budget(contract: Contract, table: PartyTable) -> Summary:
         "partial_scores_revealed": f"{steps} a row at most; {passive} would tell the active side every passive column",
         "kl_nats_at_most": contract.budget.kl_nats,
     }
-
-
-def _most_columns(glm: Glm, side: Side) -> int:
-    return sum(1 if glm.woe or kind == "number" else glm.bins - 1 for kind in side.features.values())
 
 
 # --- train -------------------------------------------------------------------------------------------

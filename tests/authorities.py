@@ -1,7 +1,8 @@
-"""An authority that lets another sign, as companies have them; `fedlearn keys` makes none that do."""
+"""Certificates as `fedlearn keys` makes none: of a sub-authority, valid at other times; and files to be replaced."""
 
 from __future__ import annotations
 
+import shutil
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -13,6 +14,22 @@ from fedlearn import keys
 from fedlearn.contract import Tls
 
 PEM = serialization.Encoding.PEM
+
+
+def moved(tls: Tls, folder: Path) -> Tls:
+    """The same files in a folder of their own, to be replaced there."""
+    for path in (tls.certificate, tls.key, tls.authority):
+        shutil.copy(path, folder)
+    return Tls(**{name: folder / path.name for name, path in tls})
+
+
+def reissue(authority: Path, certificate: Path, party: str, begin: datetime, end: datetime) -> None:
+    """Replace a party's certificate by one of the authority's that is valid between two moments."""
+    issuer, issuer_key = keys._load_authority(authority)
+    public_key = x509.load_pem_x509_certificate(certificate.read_bytes()).public_key()
+    assert isinstance(public_key, ec.EllipticCurvePublicKey)
+    made = keys._sign_party(party, public_key, issuer, issuer_key, (begin, end))
+    certificate.write_bytes(made.public_bytes(PEM))
 
 
 def with_sub_authority(folder: Path, *parties: str) -> dict[str, Tls]:

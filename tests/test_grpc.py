@@ -37,7 +37,7 @@ from fedlearn.errors import (
     VersionMismatch,
 )
 from fedlearn.v1.align_pb2 import AlignDoubled
-from tests.authorities import with_sub_authority
+from tests.authorities import reissue, with_sub_authority
 
 TOY = Table("toy", ("bank", "platform"), (Message(AlignDoubled, BOTH, (START, "AlignDoubled"), nothing("a test")),))
 DAY = timedelta(days=1)
@@ -69,12 +69,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def redate(base: Path, party: str, kind: str, first_day: int, last_day: int) -> None:
-    issuer, issuer_key = keys._load_authority(base / "ca")
-    _, public_key = keys._check_request(base / f"{party}-{kind}" / f"{party}.csr")
-    validity = (datetime.now(UTC) + first_day * DAY, datetime.now(UTC) + last_day * DAY)
-    certificate = keys._sign_party(party, public_key, issuer, issuer_key, validity)
-    path = base / f"{party}-{kind}" / f"{party}.pem"
-    path.write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
+    begin, end = (datetime.now(UTC) + day * DAY for day in (first_day, last_day))
+    reissue(base / "ca", base / f"{party}-{kind}" / f"{party}.pem", party, begin, end)
 
 
 def files(folder: Path, party: str, kind: str = "") -> Tls:

@@ -21,8 +21,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from cryptography import x509
-from cryptography.hazmat.primitives import serialization
 
 from fedlearn import keys
 from fedlearn.bench import serve as bench
@@ -35,6 +33,7 @@ from fedlearn.service.registry import Registry, open_registry
 from fedlearn.service.rpc import Client, stamp
 from fedlearn.service.web import Web, scoring, status_page
 from fedlearn.v1 import serve_pb2 as pb
+from tests.authorities import moved, reissue
 from tests.parties import wait_for
 
 BODY = json.dumps({"request_id": "request-1", "applicant": "1", "purpose": "bench", "protocol": 1}).encode()
@@ -66,9 +65,7 @@ class Stage:
         own = load_party(prepared["active"])
         assert own.service is not None
         self.base, self.folder = prepared["active"].parent.parent, folder
-        for file in (own.tls.certificate, own.tls.key, own.tls.authority):
-            shutil.copy(file, folder)
-        self.tls = Tls(**{name: folder / path.name for name, path in own.tls})
+        self.tls = moved(own.tls, folder)
         self.listen, self.http, self.status = (f"127.0.0.1:{free_port()}" for _ in range(3))
         changed = {"listen": self.listen, "http": self.http, "status": self.status, "audit": folder / "audit.jsonl"}
         self.party: PartyFile = own.model_copy(
@@ -210,13 +207,10 @@ def test_a_changed_authority_is_taken_over(stage: Stage, desk: Desk) -> None:
 def test_a_certificate_that_expires_on_an_open_connection(stage: Stage, desk: Desk, tmp_path: Path) -> None:
     desk.let.set()
     tls = keys.issue(stage.base / "authority", tmp_path / "brief", "desk")
-    issuer, issuer_key = keys._load_authority(stage.base / "authority")
-    public_key = x509.load_pem_x509_certificate(tls.certificate.read_bytes()).public_key()
     context, (address, _, port) = stage.context("desk"), stage.http.rpartition(":")
     with stage.running():
         end = datetime.now(UTC) + timedelta(seconds=5)
-        brief = keys._sign_party("desk", public_key, issuer, issuer_key, (end - timedelta(minutes=1), end))
-        tls.certificate.write_bytes(brief.public_bytes(serialization.Encoding.PEM))
+        reissue(stage.base / "authority", tls.certificate, "desk", end - timedelta(minutes=1), end)
         context.load_cert_chain(tls.certificate, tls.key)
         kept = http.client.HTTPSConnection(address, int(port), context=context, timeout=20)
         assert call(kept, "POST", "/v1/score", BODY)[0] == 200

@@ -17,7 +17,7 @@ from cryptography.x509.verification import PolicyBuilder, Store, VerificationErr
 from fedlearn import keys
 from fedlearn.contract import Tls
 from fedlearn.errors import BadCertificate, BadConfig, FedlearnError, FileMissing, OutputExists
-from tests.authorities import with_sub_authority
+from tests.authorities import reissue, with_sub_authority
 
 PEM = serialization.Encoding.PEM
 
@@ -37,15 +37,10 @@ def load(path: Path) -> x509.Certificate:
     return x509.load_pem_x509_certificate(path.read_bytes())
 
 
-def reissue(authority: Path, tls: Tls, first_day: int, last_day: int) -> None:
-    """Replace a party's certificate by one valid between two days from now."""
-    issuer, issuer_key = keys._load_authority(authority)
-    now = datetime.now(UTC)
-    validity = (now + timedelta(days=first_day), now + timedelta(days=last_day))
-    public_key = load(tls.certificate).public_key()
-    assert isinstance(public_key, ec.EllipticCurvePublicKey)
-    certificate = keys._sign_party("bank", public_key, issuer, issuer_key, validity)
-    tls.certificate.write_bytes(certificate.public_bytes(PEM))
+def redate(authority: Path, tls: Tls, first_day: int, last_day: int) -> None:
+    """Replace the bank's certificate by one valid between two days from now."""
+    begin, end = (datetime.now(UTC) + timedelta(days=day) for day in (first_day, last_day))
+    reissue(authority, tls.certificate, "bank", begin, end)
 
 
 # --- making them -----------------------------------------------------------------------------------
@@ -259,8 +254,8 @@ WRONG: dict[str, tuple[Callable[[Tls, Path], object], type[FedlearnError], str]]
     "authority not PEM": (lambda own, _: own.authority.write_bytes(b""), BadCertificate, r"authority\.pem is not a"),
     "passphrase": (encrypt_key, BadCertificate, "passphrase"),
     "another key": (other_key, BadCertificate, "does not belong to"),
-    "expired": (lambda own, ca: reissue(ca, own, -3, -1), BadCertificate, r"expired on \d{4}-\d\d-\d\d"),
-    "not yet valid": (lambda own, ca: reissue(ca, own, 2, 3), BadCertificate, r"not valid before \d{4}-\d\d-\d\d"),
+    "expired": (lambda own, ca: redate(ca, own, -3, -1), BadCertificate, r"expired on \d{4}-\d\d-\d\d"),
+    "not yet valid": (lambda own, ca: redate(ca, own, 2, 3), BadCertificate, r"not valid before \d{4}-\d\d-\d\d"),
     "self-signed": (self_sign, BadCertificate, "is self-signed"),
     "another authority": (other_authority, BadCertificate, "signed by another authority"),
     "authority expired": (expired_authority, BadCertificate, r"the authority .* expired on \d{4}"),
@@ -289,7 +284,7 @@ def test_an_expired_authority_signs_nothing(authority: Path, own: Tls, tmp_path:
 def test_until_when_a_certificate_is_valid(authority: Path, own: Tls, tmp_path: Path) -> None:
     signers = keys.authorities(own.authority)
     assert keys.valid_until(own.certificate.read_bytes(), signers) == load(own.certificate).not_valid_after_utc
-    reissue(authority, own, 0, 9_000)  # longer than the authority's own
+    redate(authority, own, 0, 9_000)  # longer than the authority's own
     assert keys.valid_until(own.certificate.read_bytes(), signers) == load(own.authority).not_valid_after_utc
     keys.create_authority(tmp_path / "next", "Next")
     others = keys.authorities(tmp_path / "next" / "authority.pem")

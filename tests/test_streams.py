@@ -22,6 +22,7 @@ from fedlearn.service import rpc
 from fedlearn.service.common import Refusal
 from fedlearn.service.rpc import Client, Server, Stream
 from fedlearn.v1 import serve_pb2 as pb
+from tests.authorities import moved
 from tests.parties import wait_for
 
 Certificates = dict[str, Tls]
@@ -277,7 +278,8 @@ def test_a_method_that_is_not_there(stage: Stage, certificates: Certificates) ->
     client.close()
 
 
-def test_draining_answers_what_is_at_work_and_ends_idle_streams_at_once(stage: Stage) -> None:
+def holding() -> tuple[Callable[[str, bytes], bytes], threading.Event, threading.Event]:
+    """Answers at once, but holds `wait` until the first event is set; the second is set when that has come."""
     free, at_work = threading.Event(), threading.Event()
 
     def answer(_caller: str, raw: bytes) -> bytes:
@@ -286,6 +288,11 @@ def test_draining_answers_what_is_at_work_and_ends_idle_streams_at_once(stage: S
             free.wait(20)
         return raw
 
+    return answer, free, at_work
+
+
+def test_draining_answers_what_is_at_work_and_ends_idle_streams_at_once(stage: Stage) -> None:
+    answer, free, at_work = holding()
     server, client = stage.server(answer), stage.client()
     idle = client.stream()
     idle.put(b"row")
@@ -323,23 +330,9 @@ def test_new_certificates_are_for_new_streams(stage: Stage, certificates: Certif
     assert not old.open
 
 
-def moved(tls: Tls, folder: Path) -> Tls:
-    """The same files in a folder of their own, to be replaced there."""
-    for path in (tls.certificate, tls.key, tls.authority):
-        shutil.copy(path, folder)
-    return Tls(**{name: folder / path.name for name, path in tls})
-
-
 def test_streams_of_a_former_authority_end(certificates: Certificates, tmp_path: Path) -> None:
     """On the connection that they have, too: those at work after their answer, the others at once."""
-    free, at_work = threading.Event(), threading.Event()
-
-    def answer(_caller: str, raw: bytes) -> bytes:
-        if raw == b"wait":
-            at_work.set()
-            free.wait(20)
-        return raw
-
+    answer, free, at_work = holding()
     tls = moved(certificates["platform"], tmp_path)
     keys.create_authority(tmp_path / "next", "next")
     request = keys.renew_request(tmp_path, "platform")

@@ -45,7 +45,7 @@ import hmac
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
-from itertools import pairwise
+from itertools import islice, pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -400,7 +400,12 @@ def _start_passive(
 
 def _transfers(trees: Sequence[int], rows: int) -> int:
     """Rows that choose after a message with so many splits in each tree, each once for every call."""
-    return rows * sum(-(-count // _OPTIONS) for count in trees)
+    return rows * sum(map(_calls, trees))
+
+
+def _calls(splits: int) -> int:
+    """Oblivious transfers that so many splits of one tree and level take."""
+    return -(-splits // _OPTIONS)
 
 
 def exchange_saved(channel: Channel) -> None:
@@ -469,14 +474,14 @@ def most_transfers(contract: Contract, rows: int, done: int = 0) -> int:
     """How many rows may be routed, but by bits: every row once per level of every tree (or per split by leaf)."""
     boost = contract.boost
     steps = min((1 << boost.depth) - 1, boost.max_leaves - 1) if boost.growth == "leaf" else boost.depth
-    batches = -(-(1 << (boost.depth - 1)) // _OPTIONS) if boost.growth == "level" else 1
-    return most_trees(contract, done) * steps * batches * rows
+    calls = _calls(1 << (boost.depth - 1)) if boost.growth == "level" else 1
+    return most_trees(contract, done) * steps * calls * rows
 
 
 def most_replayed(contract: Contract, rows: int, done: int) -> int:
     """How many rows may be routed through an earlier model of so many rounds: once per level of every tree of it."""
-    batches = -(-(1 << (contract.boost.depth - 1)) // _OPTIONS)
-    return (most_trees(contract) - most_trees(contract, done)) * contract.boost.depth * batches * rows
+    depth = contract.boost.depth
+    return (most_trees(contract) - most_trees(contract, done)) * depth * _calls(1 << (depth - 1)) * rows
 
 
 #: Splits of one tree and level that one oblivious transfer chooses from; with the blank one 256 options.
@@ -969,14 +974,13 @@ class _Disguise:
         if samples % 8 and any(row[-1] >> samples % 8 for row in nodes.rows):
             raise channel.misbehaved(WrongLength, f"named rows beyond the {samples} of the shared order")
         packed = [np.frombuffer(row, np.uint8) for row in nodes.rows]
-        first = 0
+        each = iter(packed)
         for count in trees:
             seen = np.zeros(width, np.uint8)
-            for row in packed[first : first + count]:
+            for row in islice(each, count):
                 if (seen & row).any():
                     raise channel.misbehaved(Malformed, "named a row in two nodes of one level of a tree")
                 seen |= row
-            first += count
         return [np.flatnonzero(_unpacked(row, samples)) for row in packed]
 
     def conceal(self, feature: int, mask: U8) -> tuple[int, U8]:

@@ -422,9 +422,7 @@ def _open_peer(channel: Channel, contract: Contract, data: ActiveData) -> _Peer:
     glm = _glm(contract)
     told = channel.receive(pb.GlmColumns)
     largest = np.array(told.largest, np.float64)
-    most = _most_columns(contract)
-    if not 1 <= len(largest) <= most:
-        raise channel.misbehaved(BeyondContract, f"announced {len(largest)} columns, the contract allows {most}")
+    check_columns(channel, len(largest), glm, contract.passive)
     products.check_largest(channel, largest)
     names = check_names(channel, contract, list(told.names), len(largest), glm.woe)
     by_column, by_pair = layouts(contract, len(data.rows.columns), len(largest), data.universe)
@@ -439,11 +437,20 @@ def _open_peer(channel: Channel, contract: Contract, data: ActiveData) -> _Peer:
     )
 
 
-def _most_columns(contract: Contract) -> int:
+def most_columns(glm: Glm, side: Side) -> int:
     """One column of a number; of a category one for each of its texts but the most frequent."""
-    glm = _glm(contract)
-    kinds = contract.passive.features.values()
-    return sum(1 if glm.woe or kind == "number" else max(1, glm.bins - 1) for kind in kinds)
+    return sum(1 if glm.woe or kind == "number" else glm.bins - 1 for kind in side.features.values())
+
+
+def check_columns(channel: Channel, columns: int, glm: Glm, side: Side, least: int = 1) -> None:
+    """Whether the peer has as many columns as its features can give: each is a product more that it may ask for.
+
+    Raises:
+        BeyondContract: it has announced fewer or more.
+    """
+    most = most_columns(glm, side)
+    if not least <= columns <= most:
+        raise channel.misbehaved(BeyondContract, f"announced {columns} columns, the contract allows {most}")
 
 
 # --- names of columns: a feature, or of a category without weights of evidence ``feature=text`` --------
@@ -510,7 +517,7 @@ def fit_passive(channel: Channel, contract: Contract, data: PassiveData) -> Pass
     columns = np.ascontiguousarray(data.columns[order])
     with channel.phase("hint"):
         opened = channel.receive(pb.GlmOpen)
-        check_columns(channel, opened.columns, glm, contract.active)
+        check_columns(channel, opened.columns, glm, contract.active, least=0)
         holders = _open_holders(channel, contract, data, order, columns, opened.columns)
     done = 0
     with channel.phase("steps"):
@@ -529,17 +536,6 @@ def fit_passive(channel: Channel, contract: Contract, data: PassiveData) -> Pass
             elif isinstance(message, pb.GlmResult):
                 break
     return _received(channel, contract, message, order)
-
-
-def check_columns(channel: Channel, columns: int, glm: Glm, side: Side) -> None:
-    """Whether the peer has no more columns than its features give: each is a product more that it may ask for.
-
-    Raises:
-        BeyondContract: it has announced more.
-    """
-    most = sum(1 if glm.woe or kind == "number" else max(1, glm.bins - 1) for kind in side.features.values())
-    if columns > most:
-        raise channel.misbehaved(BeyondContract, f"announced {columns} columns, the contract allows {most}")
 
 
 def exchange_saved(channel: Channel) -> None:

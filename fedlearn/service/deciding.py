@@ -164,12 +164,12 @@ class Deciding:
 
     def _failed(self, refusal: Refusal) -> Refusal:
         """Leave a peer that fails alone for a moment; and say whose fault it was."""
-        if refusal.status in ("peer-unavailable", "not-a-caller"):
+        if refusal.status == "not-a-caller":  # this side, not whoever asks it
+            refusal = Refusal("peer-unavailable", "the other party does not accept this side's certificate")
+        if refusal.status == "peer-unavailable":
             self._failures += 1
             if self._failures >= _PATIENCE:
                 self._again = time.monotonic() + _PAUSE
-            if refusal.status == "not-a-caller":  # this side, not whoever asks it
-                return Refusal("peer-unavailable", "the other party does not accept this side's certificate")
             return refusal
         self._failures = 0  # it has answered
         status = "unknown-at-peer" if refusal.status == "unknown-applicant" else refusal.status

@@ -102,8 +102,8 @@ class Server:
             OwnMistake: as :func:`fedlearn.keys.check_own`.
         """
         self._answer, self.serving, self._tls, self._me = answer, False, tls, me
-        self._stamp, self._callers, self._tracer = stamp(tls), callers, tracer
-        self._seen = self._stamp
+        self._callers, self._tracer = callers, tracer
+        self._stamp = self._seen = stamp(tls)  # as gRPC has the files for new connections, and as they are trusted
         self.turns, self._streams, self._trust = _Turns(workers, turned_away), _Streams(), _Trust(tls.authority)
         self._reflection = reflection.ReflectionServicer((SERVICE, _HEALTH, *_REFLECTION))
         self._reflecting, self._checking = threading.BoundedSemaphore(1), threading.BoundedSemaphore(_CHECKS)
@@ -538,7 +538,7 @@ class Client:
                 closing.daemon = True
                 closing.start()
 
-    def _turned_away(self) -> None:
+    def _connect_anew(self) -> None:
         """The server takes no requests under the certificate that the connection began with: connect anew."""
         with self._renewing:
             if time.monotonic() - self._renewed < _ANEW:
@@ -560,7 +560,7 @@ class Client:
                 if stream.late:
                     raise Refusal("peer-unavailable", late) from None
                 if refusal.status == "not-a-caller":
-                    self._turned_away()
+                    self._connect_anew()
                 raise
             finally:
                 self._watch.end(stream)
